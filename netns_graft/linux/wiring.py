@@ -1,0 +1,305 @@
+"""The cable: F and W, the veth between them, routes, nftables rules and the sockets born inside.
+
+Theory of operation. ``build`` runs in a throw-away process that may create network namespaces (in our own user
+namespace, or as root). It makes two of them:
+
+* **W**, the workload's: ``lo`` and ``eth0``, one address of each family with a full-length prefix, one default route.
+* **F**, the forwarder's: ``v0``, the other end, with no address at all and no other interface. Whatever arrives on
+  ``v0`` is routed to ``lo`` by a rule of its own ("AnyIP", table 100), so that the TPROXY listener gets it with the
+  destination that the program asked for as its own local address.
+
+Point-to-point: the two addresses lie in the range that the contract reserves for synthetic names, which exists
+nowhere else, so no destination of the outside is shadowed. The gateway is only a next hop with a permanent neighbour
+entry: nobody answers ARP, no address is probed, IPv6 has no link-local address and sends nothing by itself.
+
+Everything that is not TCP, or DNS when we answer it, ends in F's input chain with an ICMP error. F forwards nothing
+and has no other way out, whatever its rules say. F lives by its sockets alone: when the last process that holds them
+ends, the kernel destroys F, with it the veth, and W has no route.
+
+A SYN is held (see forwarder/held.py): the prerouting chain drops it unless its source address is ``mark``, a random
+MAC that only our injection socket in W uses.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.nftables.expressions import genex, verdict
+from pyroute2.nftables.main import NFTables
+
+from netns_graft.linux import packet, syscalls
+from netns_graft.linux.cable import DNS_PORT, GATEWAY_V4, GATEWAY_V6, WORKLOAD_V4, WORKLOAD_V6, Wiring
+
+MTU = 65535  # the largest a veth takes: +40 % throughput over 1500
+FORWARDER_MAC, WORKLOAD_MAC = "02:67:72:61:66:01", "02:67:72:61:66:02"
+TABLE = 100
+RULE_PRIORITY = 100
+
+_IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
+_IP_PKTINFO = 8
+_NFPROTO_INET = 1
+_META_IIFNAME, _META_L4PROTO = 6, 16
+_LL_HEADER, _TRANSPORT_HEADER = 0, 2
+_EQ, _NEQ = 0, 1
+_DROP, _ACCEPT = 0, 1
+_REJECT_ICMPX = 2
+_ICMPX_PORT_UNREACH, _ICMPX_ADMIN_PROHIBITED = 1, 3
+_VETH = "v0"
+
+
+def build(*, hold: bool, dns: bool, loopback_resolvers: Iterable[str] = ()) -> Wiring:
+    """Make F and W and wire them. Leaves the calling process in W; call it in a process of its own.
+
+    ``hold``: keep SYNs back until the verdict (needs packet sockets; falls back by itself when they are refused).
+    ``loopback_resolvers``: addresses such as 127.0.0.53 on which DNS is answered inside W as well.
+    Raises OSError, or pyroute2's NetlinkError (which is one by its ``code``).
+    """
+    ipv6 = _has_ipv6()
+    syscalls.unshare(syscalls.CLONE_NEWNET)
+    forwarder_ns_fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    _quiet_sysctls(ipv6)
+    syscalls.unshare(syscalls.CLONE_NEWNET)
+    workload_ns_fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    _quiet_sysctls(ipv6)
+
+    syscalls.setns(forwarder_ns_fd, syscalls.CLONE_NEWNET)
+    _wire_forwarder_side(workload_ns_fd, ipv6)
+    families = [socket.AF_INET, socket.AF_INET6] if ipv6 else [socket.AF_INET]
+    listeners, port = _transparent_listeners(families)
+    resolvers = [_dns_socket(family) for family in families] if dns else []
+    mark = b"\x02" + os.urandom(5)
+    tap_sock = packet.open_tap(_VETH, mark) if hold else None
+
+    syscalls.setns(workload_ns_fd, syscalls.CLONE_NEWNET)
+    _wire_workload_side(ipv6)
+    inject_sock = packet.open_injector("eth0") if tap_sock else None
+    if tap_sock and not inject_sock:
+        tap_sock.close()
+        tap_sock = None
+    diag_sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 4)  # NETLINK_SOCK_DIAG
+    diag_sock.bind((0, 0))
+    if dns:
+        for address in loopback_resolvers:
+            resolvers += _loopback_resolver(address)
+
+    syscalls.setns(forwarder_ns_fd, syscalls.CLONE_NEWNET)
+    _rules(port, mark if tap_sock else None, dns)
+    syscalls.setns(workload_ns_fd, syscalls.CLONE_NEWNET)
+    return Wiring(
+        forwarder_ns_fd, workload_ns_fd, diag_sock, listeners, resolvers, tap_sock, inject_sock, mark
+    )
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_STREAM).close()
+    except OSError:
+        return False
+    return True
+
+
+def _quiet_sysctls(ipv6: bool) -> None:
+    """Settings of the network namespace we are in. IPv4 ones are inherited from the host's, so each is set."""
+    for name, value in (
+        ("ipv4/ip_forward", "0"),
+        ("ipv4/conf/all/rp_filter", "0"),  # sources and destinations are foreign to F by design
+        ("ipv4/conf/default/rp_filter", "0"),
+        ("ipv4/conf/all/route_localnet", "0"),
+        ("ipv4/conf/default/route_localnet", "0"),
+        ("ipv4/icmp_ratelimit", "0"),  # refusals are immediate, each of them
+    ):
+        _sysctl(name, value)
+    if not ipv6:
+        return
+    for name, value in (
+        ("ipv6/conf/all/forwarding", "0"),
+        ("ipv6/conf/all/accept_ra", "0"),
+        ("ipv6/conf/default/accept_ra", "0"),
+        ("ipv6/conf/default/accept_dad", "0"),
+        ("ipv6/conf/default/addr_gen_mode", "1"),  # no link-local address, hence no solicitations
+        ("ipv6/conf/default/disable_ipv6", "0"),
+        ("ipv6/icmp/ratelimit", "0"),
+    ):
+        _sysctl(name, value)
+
+
+def _sysctl(name: str, value: str) -> None:
+    # /proc/sys/net shows the namespace of the process that opens it; CAP_NET_ADMIN in its owner may write.
+    try:
+        with open(f"/proc/sys/net/{name}", "w", encoding="ascii") as file:
+            file.write(value)
+    except OSError as error:
+        # A container may mount /proc/sys read-only, and old kernels lack some of these. Neither opens a way out:
+        # F has one interface. What suffers is the speed of refusals.
+        if error.errno not in (errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+
+
+def _wire_forwarder_side(workload_ns_fd: int, ipv6: bool) -> None:
+    with IPRoute() as route:
+        route.link(
+            "add",
+            ifname=_VETH,
+            kind="veth",
+            mtu=MTU,
+            address=FORWARDER_MAC,
+            peer={"ifname": "eth0", "mtu": MTU, "address": WORKLOAD_MAC, "net_ns_fd": workload_ns_fd},
+        )
+        index = route.link_lookup(ifname=_VETH)[0]
+        route.link("set", index=1, state="up")
+        route.link("set", index=index, state="up")
+        sides = [(socket.AF_INET, WORKLOAD_V4, 32, "0.0.0.0/0")]
+        if ipv6:
+            sides.append((socket.AF_INET6, WORKLOAD_V6, 128, "::/0"))
+        for family, workload, length, everything in sides:
+            route.neigh(
+                "add", family=family, dst=workload, lladdr=WORKLOAD_MAC, ifindex=index, state="permanent"
+            )
+            # scope 253 is "link": no gateway between
+            route.route("add", family=family, dst=f"{workload}/{length}", oif=index, scope=253)
+            route.rule("add", family=family, priority=RULE_PRIORITY, table=TABLE, iifname=_VETH)
+            # Without the family the kernel answers EOPNOTSUPP; scope 254 is "host".
+            route.route("add", family=family, dst=everything, type="local", scope=254, oif=1, table=TABLE)
+
+
+def _wire_workload_side(ipv6: bool) -> None:
+    with IPRoute() as route:
+        index = route.link_lookup(ifname="eth0")[0]
+        route.link("set", index=1, state="up")
+        sides = [(socket.AF_INET, WORKLOAD_V4, 32, GATEWAY_V4)]
+        if ipv6:
+            sides.append((socket.AF_INET6, WORKLOAD_V6, 128, GATEWAY_V6))
+        for family, own, length, _gateway in sides:
+            flags = {"flags": 0x02} if family == socket.AF_INET6 else {}  # IFA_F_NODAD: usable at once
+            route.addr("add", family=family, index=index, address=own, prefixlen=length, **flags)
+        route.link("set", index=index, state="up")
+        for family, _own, _length, gateway in sides:
+            route.neigh(
+                "add", family=family, dst=gateway, lladdr=FORWARDER_MAC, ifindex=index, state="permanent"
+            )
+            # RTNH_F_ONLINK: the gateway lies in no prefix of ours, and need not
+            route.route("add", family=family, dst="default", gateway=gateway, oif=index, flags=["onlink"])
+
+
+def _transparent_listeners(families: list[socket.AddressFamily]) -> tuple[list[socket.socket], int]:
+    """One listener a family, on one port that is free in both. They take connections to *any* address."""
+    listeners: list[socket.socket] = []
+    port = 0
+    for family in families:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
+        # Inherited by accepted sockets, as is TCP_NODELAY: one call here spares one per connection.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+        sock.listen(4096)
+        port = sock.getsockname()[1]
+        listeners.append(sock)
+    return listeners, port
+
+
+def _dns_socket(family: socket.AddressFamily) -> socket.socket:
+    """UDP port 53 of every address: AnyIP brings the questions, packet info tells and sets the address asked."""
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        sock.bind(("::", DNS_PORT))
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
+        sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        sock.bind(("0.0.0.0", DNS_PORT))
+    return sock
+
+
+def _loopback_resolver(address: str) -> list[socket.socket]:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    socks = []
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        sock = socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            sock.bind((address, DNS_PORT))
+            if kind == socket.SOCK_STREAM:
+                sock.listen(64)
+            elif family == socket.AF_INET:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        except OSError:
+            sock.close()  # an address that this namespace cannot have, or the same one listed twice
+            continue
+        socks.append(sock)
+    return socks
+
+
+# nftables, expression by expression; register 1 carries each value from its load to its comparison.
+
+
+def _data(value: bytes) -> dict[str, Any]:
+    return {"attrs": [("NFTA_DATA_VALUE", value)]}
+
+
+def _compare(value: bytes, operator: int = _EQ) -> Any:
+    return genex("cmp", {"sreg": 1, "op": operator, "data": _data(value)})
+
+
+def _from_veth() -> list[Any]:
+    return [genex("meta", {"key": _META_IIFNAME, "dreg": 1}), _compare(_VETH.encode().ljust(16, b"\0"))]
+
+
+def _protocol(number: int) -> list[Any]:
+    return [genex("meta", {"key": _META_L4PROTO, "dreg": 1}), _compare(bytes([number]))]
+
+
+def _payload(base: int, offset: int, length: int) -> Any:
+    return genex("payload", {"dreg": 1, "base": base, "offset": offset, "len": length})
+
+
+def _rules(port: int, mark: bytes | None, dns: bool) -> None:
+    tcp, udp = _protocol(socket.IPPROTO_TCP), _protocol(socket.IPPROTO_UDP)
+    with NFTables(nfgen_family=_NFPROTO_INET) as nft:
+        nft.table("add", name="graft")
+        nft.chain("add", table="graft", name="arriving", hook="prerouting", type="filter", policy=_ACCEPT, priority=-150)
+        if mark is not None:
+            syn_without_ack = [
+                _payload(_TRANSPORT_HEADER, 13, 1),
+                genex("bitwise", {"sreg": 1, "dreg": 1, "len": 1, "mask": _data(b"\x12"), "xor": _data(b"\0")}),
+                _compare(b"\x02"),
+            ]
+            not_ours = [_payload(_LL_HEADER, 6, 6), _compare(mark, _NEQ)]
+            _add(nft, "arriving", _from_veth(), tcp, syn_without_ack, not_ours, verdict(_DROP))
+        to_listener = [
+            genex("immediate", {"dreg": 1, "data": _data(struct.pack("!H", port))}),
+            genex("tproxy", {"family": 0, "reg_port": 1}),  # family 0: both, each to its own listener
+        ]
+        _add(nft, "arriving", _from_veth(), tcp, to_listener)
+
+        nft.chain("add", table="graft", name="inward", hook="input", type="filter", policy=_DROP)
+        _add(nft, "inward", _from_veth(), tcp, verdict(_ACCEPT))
+        if dns:
+            to_dns = [_payload(_TRANSPORT_HEADER, 2, 2), _compare(struct.pack("!H", DNS_PORT))]
+            _add(nft, "inward", _from_veth(), udp, to_dns, verdict(_ACCEPT))
+        # A program that sends UDP learns at once that nobody is there; anything else, that it may not.
+        _add(nft, "inward", _from_veth(), udp, _reject(_ICMPX_PORT_UNREACH))
+        _add(nft, "inward", _from_veth(), _reject(_ICMPX_ADMIN_PROHIBITED))
+
+        nft.chain("add", table="graft", name="through", hook="forward", type="filter", policy=_DROP)
+
+
+def _reject(code: int) -> list[Any]:
+    return [genex("reject", {"type": _REJECT_ICMPX, "icmp_code": code})]
+
+
+def _add(nft: Any, chain: str, *expressions: list[Any]) -> None:
+    nft.rule("add", table="graft", chain=chain, expressions=expressions)

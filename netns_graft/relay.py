@@ -1,0 +1,221 @@
+"""Carries bytes between the program's connection and the upstream's, without looking at them.
+
+Theory of operation. Each direction moves data with splice(2), socket to pipe to socket, so bytes never become Python
+objects. Both sockets are registered once, edge-triggered, for reading and writing; an event runs both directions
+until the kernel says EAGAIN, which is what arms the next edge. A direction holds a pipe only while bytes are under
+way in it, so ten thousand idle flows need no pipe at all.
+
+Faithfulness: end of data is passed on as a half-close once the pipe is empty, in each direction by itself; a reset on
+one side becomes a reset on the other (``SO_LINGER`` 0), after what came before it was delivered.
+
+Backpressure is the kernel's: while the receiver does not take what the pipe holds, nothing more is read.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable
+
+from netns_graft.flow import Flow, Outcome
+
+PIPE_SIZE = 256 * 1024  # bytes; 1 MiB pipes meet the per-user page limit with a few dozen busy flows
+_CHUNK = 1 << 20
+_ROUNDS = 16  # at most so many pipe fillings per event, then other flows have their turn
+_F_SETPIPE_SZ = 1031
+_SPLICE_F_MOVE, _SPLICE_F_NONBLOCK = 1, 2
+_SPLICE_FLAGS = _SPLICE_F_MOVE | _SPLICE_F_NONBLOCK
+_LINGER_RESET = struct.pack("ii", 1, 0)
+EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+
+Pipe = tuple[int, int]
+
+
+class Pipes:
+    """A stock of empty non-blocking pipes."""
+
+    def __init__(self, keep: int = 64) -> None:
+        self._stock: list[Pipe] = []
+        self._keep = keep
+
+    def take(self) -> Pipe:
+        """An empty pipe, of ``PIPE_SIZE`` where the user's page limit allows, else the kernel's default. OSError."""
+        if self._stock:
+            return self._stock.pop()
+        pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.fcntl(pipe[1], _F_SETPIPE_SZ, PIPE_SIZE)
+        except OSError:
+            pass  # pipe-user-pages-soft: smaller pipes are slower, not wrong
+        return pipe
+
+    def give_back(self, pipe: Pipe, *, empty: bool) -> None:
+        if empty and len(self._stock) < self._keep:
+            self._stock.append(pipe)
+        else:
+            os.close(pipe[0])
+            os.close(pipe[1])
+
+    def close(self) -> None:
+        while self._stock:
+            self.give_back(self._stock.pop(), empty=False)
+
+
+class _Direction:
+    """One way of a flow: ``source_fd`` → pipe → ``target_sock``."""
+
+    __slots__ = ("done", "ended", "held", "pipe", "source_fd", "target_fd", "target_sock", "total")
+
+    def __init__(self, source_sock: socket.socket, target_sock: socket.socket) -> None:
+        self.source_fd = source_sock.fileno()
+        self.target_fd = target_sock.fileno()
+        self.target_sock = target_sock
+        self.pipe: Pipe | None = None
+        self.held = 0  # bytes in the pipe
+        self.total = 0  # bytes delivered
+        self.ended = False  # the source has said all
+        self.done = False  # and the target was told
+
+
+class Relay:
+    """One flow being carried. Owns both sockets and closes them; calls ``finished(relay)`` once, when it has ended and
+    before it closes them.
+
+    ``client_sock`` leads to the program, ``upstream_sock`` to its destination; both non-blocking and connected.
+    """
+
+    __slots__ = ("_closed", "_down", "_finished", "_pipes", "_up", "client_sock", "flow", "upstream_sock")
+
+    def __init__(
+        self,
+        flow: Flow,
+        client_sock: socket.socket,
+        upstream_sock: socket.socket,
+        pipes: Pipes,
+        finished: Callable[[Relay], None],
+    ) -> None:
+        self.flow = flow
+        self.client_sock = client_sock
+        self.upstream_sock = upstream_sock
+        self._pipes = pipes
+        self._finished = finished
+        self._up = _Direction(client_sock, upstream_sock)
+        self._down = _Direction(upstream_sock, client_sock)
+        self._closed = False
+
+    def preload(self, early: bytes) -> None:
+        """Bytes of the destination that came with the proxy's last reply: they go to the program first. OSError."""
+        way = self._down
+        way.pipe = self._pipes.take()
+        way.held = os.write(way.pipe[1], early)
+        if way.held < len(early):
+            raise OSError(errno.EMSGSIZE, "the proxy's reply brought more than a pipe holds")
+
+    def on_event(self, events: int) -> bool:
+        """Move what can be moved. True: there is more to do now, call again after the others."""
+        if self._closed:
+            return False
+        try:
+            more = self._pump(self._up)
+            more |= self._pump(self._down)
+            if events & select.EPOLLERR and not more and self._failed():
+                self._end(Outcome.RESET, "connection reset")
+                return False
+        except OSError as error:
+            self._end(Outcome.RESET, error.strerror)
+            return False
+        if self._up.done and self._down.done:
+            self._end(Outcome.OK, None)
+            return False
+        return more
+
+    def stop(self) -> None:
+        """The workload is gone: end now. What the program had finished saying counts as an ordinary end."""
+        if self._closed:
+            return
+        if self._up.ended or self._down.ended:
+            self._end(Outcome.OK, None)
+        else:
+            self._end(Outcome.WORKLOAD_GONE, None)
+
+    def _pump(self, way: _Direction) -> bool:
+        """Run one direction until EAGAIN or its end. True: stopped for fairness only. OSError: a side is broken."""
+        if way.done:
+            return False
+        for _ in range(_ROUNDS):
+            if not way.held:
+                if way.ended:
+                    self._finish(way)
+                    return False
+                if not self._fill(way):
+                    return False
+                continue
+            assert way.pipe is not None
+            try:
+                moved = os.splice(way.pipe[0], way.target_fd, way.held, flags=_SPLICE_FLAGS)
+            except BlockingIOError:
+                return False
+            way.held -= moved
+            way.total += moved
+            if not way.held:
+                self._pipes.give_back(way.pipe, empty=True)
+                way.pipe = None
+        return True
+
+    def _fill(self, way: _Direction) -> bool:
+        """Read once into a pipe. False: the source has nothing now."""
+        pipe = self._pipes.take()
+        try:
+            got = os.splice(way.source_fd, pipe[1], _CHUNK, flags=_SPLICE_FLAGS)
+        except BlockingIOError:
+            self._pipes.give_back(pipe, empty=True)
+            return False
+        except OSError:
+            self._pipes.give_back(pipe, empty=True)
+            raise
+        if got == 0:
+            self._pipes.give_back(pipe, empty=True)
+            way.ended = True
+        else:
+            way.pipe = pipe
+            way.held = got
+        return True
+
+    def _finish(self, way: _Direction) -> None:
+        way.done = True
+        way.target_sock.shutdown(socket.SHUT_WR)
+
+    def _failed(self) -> bool:
+        return any(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) for sock in (self.client_sock, self.upstream_sock)
+        )
+
+    def _end(self, outcome: Outcome, error: str | None) -> None:
+        self._closed = True
+        for way in (self._up, self._down):
+            if way.pipe is not None:
+                self._pipes.give_back(way.pipe, empty=False)
+                way.pipe = None
+        if outcome is not Outcome.OK:
+            for sock in (self.client_sock, self.upstream_sock):
+                reset_on_close(sock)
+        flow = self.flow
+        flow.bytes_sent += self._up.total
+        flow.bytes_received += self._down.total
+        flow.outcome = outcome
+        flow.error = error
+        self._finished(self)
+        self.client_sock.close()
+        self.upstream_sock.close()
+
+
+def reset_on_close(sock: socket.socket) -> None:
+    """Have ``close`` send RST instead of FIN."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+    except OSError:
+        pass  # already disconnected: there is nobody to tell
