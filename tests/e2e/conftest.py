@@ -1,0 +1,88 @@
+"""The lab for the whole session, and the host of it as each identity sees it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lab.grafting import Host
+from lab.internet import Lab, eventually
+
+_number = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def lab_session() -> Iterator[Lab]:
+    if os.getuid() != 0:
+        pytest.skip("the lab's namespaces and servers need root")
+    lab = Lab()
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def lab(lab_session: Lab) -> Iterator[Lab]:
+    """The lab, which after each test has the same network links as before."""
+    links = lab_session.host.links()
+    mounts = _netns_mounts()
+    yield lab_session
+    assert eventually(lambda: lab_session.host.links() == links), lab_session.host.links() - links
+    assert _netns_mounts() == mounts, "a namespace was pinned by a mount"
+
+
+def _netns_mounts() -> list[str]:
+    with open("/proc/self/mountinfo") as file:
+        return [line for line in file if " - nsfs " in line]
+
+
+def host_as(name: str, lab: Lab) -> Host:
+    return Host(lab, lab.identities[name], lab.place / f"t{next(_number)}")
+
+
+@pytest.fixture(params=["user", "root"])
+def host(request: pytest.FixtureRequest, lab: Lab) -> Host:
+    """The host, for the unprivileged user and for root: what must work for both."""
+    return host_as(request.param, lab)
+
+
+@pytest.fixture
+def user_host(lab: Lab) -> Host:
+    """The host for the unprivileged user only: where privilege makes no difference."""
+    return host_as("user", lab)
+
+
+@pytest.fixture
+def root_host(lab: Lab) -> Host:
+    return host_as("root", lab)
+
+
+@pytest.fixture
+def nosub_host(lab: Lab) -> Host:
+    """The host for a user without subordinate ids."""
+    return host_as("nosub", lab)
+
+
+@pytest.fixture(scope="session")
+def programs(lab_session: Lab) -> Path:
+    """Where the programs of tests/e2e/programs lie for everybody to run."""
+    place = lab_session.place / "programs"
+    shutil.copytree(Path(__file__).parent / "programs", place)
+    for file in place.iterdir():
+        file.chmod(0o755)
+    place.chmod(0o755)
+    source = place / "fetch.go"
+    subprocess.run(
+        ["go", "build", "-o", str(place / "fetch-static"), str(source)],
+        check=True, timeout=300, cwd=place,
+        env={
+            **os.environ, "CGO_ENABLED": "0", "GO111MODULE": "off", "GOTOOLCHAIN": "local", "GOFLAGS": "",
+            "GOCACHE": str(lab_session.place / "go-cache"), "HOME": str(lab_session.place),
+        },
+    )  # fmt: skip
+    (place / "fetch-static").chmod(0o755)
+    return place
