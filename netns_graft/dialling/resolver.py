@@ -72,7 +72,10 @@ class Resolver:
         future: asyncio.Future[list[str]] = loop.create_future()
         self._submit((host, loop, future))
         async with asyncio.timeout(self._time_limit):
-            return await future
+            addresses = await future
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NODATA, "no address")
+        return addresses
 
     def close(self) -> None:
         """Let idle threads go now and busy ones when their call returns; waits for none of them."""

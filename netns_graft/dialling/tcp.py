@@ -53,56 +53,75 @@ def _met_itself(sock: socket.socket) -> bool:
 
 
 async def connect_any(
-    addresses: Sequence[str], port: int, *, head_start: float = HEAD_START
+    addresses: Sequence[str], port: int, *, time_limit: float | None = None, head_start: float = HEAD_START
 ) -> tuple[socket.socket, str]:
     """The first connection to any of ``addresses``, and its address; the caller owns the socket.
 
-    They are tried in order, each with a head start over the next in seconds; a failure starts the next at
-    once (RFC 8305 in spirit). Raises ``DialError``: of all failures the most telling one.
+    They are tried in order, each with a head start over the next; a failure starts the next at once (RFC 8305
+    in spirit). Both limits are in seconds; without ``time_limit`` the kernel's patience is the limit. Raises
+    ``DialError``: of all failures the most telling one.
     """
-    if len(addresses) == 1:
-        return await connect(addresses[0], port), addresses[0]
-    tasks: dict[asyncio.Task[socket.socket], str] = {}
+    try:
+        async with asyncio.timeout(time_limit):
+            if len(addresses) == 1:
+                return await connect(addresses[0], port), addresses[0]
+            return await _race(addresses, port, head_start)
+    except TimeoutError:
+        text = f"connect to {host_port(addresses[0], port)}: no answer within {time_limit:g} s"
+        raise DialError(text, Outcome.TIMEOUT, errno.ETIMEDOUT, Blame.WAY) from None
+
+
+async def _race(addresses: Sequence[str], port: int, head_start: float) -> tuple[socket.socket, str]:
+    running: dict[asyncio.Task[socket.socket], str] = {}
     failures: list[DialError] = []
     waiting = list(addresses)
     try:
-        while waiting or tasks:
+        while waiting or running:
             if waiting:
                 address = waiting.pop(0)
-                tasks[asyncio.create_task(connect(address, port))] = address
+                running[asyncio.create_task(connect(address, port))] = address
             limit = head_start if waiting else None
-            done, _ = await asyncio.wait(tasks, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-            for task in [task for task in tasks if task in done]:
-                error = task.exception()
-                if error is None:
-                    return task.result(), tasks.pop(task)
-                del tasks[task]
-                if not isinstance(error, DialError):
-                    raise error
-                failures.append(error)
+            await asyncio.wait(running, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in running if task.done()]:
+                address = running.pop(task)
+                try:
+                    sock = task.result()
+                except DialError as error:
+                    failures.append(error)
+                else:
+                    return await _alone(sock, running), address
         raise min(failures, key=lambda failure: _TELLING.index(failure.outcome))
     finally:
-        await _abandon(tasks)
+        await _abandon(running)
 
 
-async def _abandon(tasks: dict[asyncio.Task[socket.socket], str]) -> None:
+async def _alone(sock: socket.socket, running: dict[asyncio.Task[socket.socket], str]) -> socket.socket:
+    """The winner, once the others are out of the way; closed with them when we are cancelled right then."""
+    try:
+        await _abandon(running)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _abandon(running: dict[asyncio.Task[socket.socket], str]) -> None:
     """Close what the losers have or may still get."""
-    for task in tasks:
-        task.cancel()
-    for result in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(result, socket.socket):
-            result.close()
+    pending = []
+    for task in running:
+        if not task.done():
+            task.cancel()  # from here on it closes its socket itself
+            pending.append(task)
+        elif not task.cancelled() and task.exception() is None:
+            task.result().close()
+    running.clear()
+    await asyncio.gather(*pending, return_exceptions=True)
 
 
 async def connect_proxy(addresses: Sequence[str], port: int, *, time_limit: float) -> socket.socket:
-    """As ``connect_any``, within ``time_limit`` seconds; what goes wrong is the proxy's fault."""
+    """As ``connect_any``; what goes wrong is the proxy's fault."""
     try:
-        async with asyncio.timeout(time_limit):
-            sock, _ = await connect_any(addresses, port)
-            return sock
-    except TimeoutError:
-        raise DialError(
-            f"no answer within {time_limit:g} s", Outcome.UPSTREAM_FAILED, errno.ETIMEDOUT, Blame.PROXY
-        ) from None
+        sock, _ = await connect_any(addresses, port, time_limit=time_limit)
+        return sock
     except DialError as error:
         raise DialError(str(error), Outcome.UPSTREAM_FAILED, error.errno, Blame.PROXY) from error

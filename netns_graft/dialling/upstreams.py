@@ -31,6 +31,7 @@ HOST_LOOPBACK = ("127.0.0.1", "::1")
 TIME_LIMIT = 30.0  # seconds for the connection to a proxy, and again for each handshake
 RETRY_FIRST, RETRY_LAST = 1.0, 30.0  # seconds that a dead upstream is left alone: doubling from, up to
 ADDRESSES_LIMIT = 4  # addresses of one name put before a proxy that takes no names, one after the other
+DIRECT_LIMIT = 10  # addresses of one name tried when direct: as many sockets may be open for one flow
 CACHE_TIME = 30.0  # seconds that the addresses of a proxy's own name are kept
 
 Permits = Callable[[str], bool]
@@ -103,9 +104,7 @@ class Upstreams:
                 if error.blame is Blame.PROXY:
                     upstream.failed(began, self._clock())
                 elif error.blame is Blame.TARGET:
-                    if (
-                        error.outcome is not Outcome.DENIED
-                    ):  # that is our own word, and says nothing of a proxy
+                    if error.outcome is not Outcome.DENIED:  # which is our own word, and no proxy's
                         upstream.worked()
                     raise
                 failures.append(error)
@@ -136,7 +135,7 @@ class Upstreams:
         self._resolver.close()
 
     def _in_order(self) -> Iterator[Upstream]:
-        """Those that work, by preference, then those that are down. Whoever tries one again claims that try."""
+        """Those that work, by preference, then those that are down. Whoever retries one claims that retry."""
         left_alone = []
         for upstream in self._upstreams:
             now = self._clock()
@@ -155,7 +154,9 @@ class Upstreams:
             return Dialled(sock, upstream.label, None, early)
         addresses = await self._resolve_target(host, permits, direct=not upstream.hops) if named else [host]
         if not upstream.hops:
-            sock, address = await tcp.connect_any(addresses, port)
+            # With nothing to fall back on the kernel's own patience is the limit, as it is without us.
+            limit = self._time_limit if len(self._upstreams) > 1 else None
+            sock, address = await tcp.connect_any(addresses[:DIRECT_LIMIT], port, time_limit=limit)
             return Dialled(sock, upstream.label, address if named else None)
         sock, address, early = await self._reach_any(upstream.hops, addresses, port)
         return Dialled(sock, upstream.label, address, early)
@@ -218,9 +219,9 @@ class Upstreams:
             if not early:
                 return sock
             sock.close()  # proxies do not speak first
-            failure = DialError(f"{hop.label}: it speaks before it is asked", Outcome.UPSTREAM_FAILED)
+            failure = DialError("it speaks before it is asked", Outcome.UPSTREAM_FAILED)
         self._proxy_addresses.pop(hop.host, None)
-        text = str(failure) if before else f"{hop.label}: {failure}"
+        text = f"{hop.label} not reached: {failure}" if before else f"{hop.label}: {failure}"
         auth = failure.outcome is Outcome.UPSTREAM_AUTH
         outcome = Outcome.UPSTREAM_AUTH if auth else Outcome.UPSTREAM_FAILED
         raise DialError(text, outcome, failure.errno, Blame.PROXY) from failure
