@@ -32,7 +32,7 @@ _FAMILY_CACHE = 256
 
 
 class Attributor:
-    """Answers for one workload. ``diag_sock`` was born in W (not owned); ``root_pid`` is the workload's first process."""
+    """Answers for one workload. ``diag_sock`` was born in W (borrowed); ``workload_ns`` is W's inode."""
 
     def __init__(self, diag_sock: socket.socket, workload_ns: int) -> None:
         self._diag_sock = diag_sock

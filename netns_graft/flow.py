@@ -61,7 +61,7 @@ class NatStep:
 
 @dataclass(slots=True, frozen=True)
 class Attribution:
-    """Who opened a flow, how that was found, and what it cost in microseconds. ``process`` None: nobody, never a guess."""
+    """Who opened a flow, how that was found, and its cost in microseconds. ``process`` None: nobody, never a guess."""
 
     process: Process | None
     method: str

@@ -29,10 +29,11 @@ from typing import Any
 from netns_graft.attribution import Attributor
 from netns_graft.dialling import DialError, Target, Upstreams
 from netns_graft.flow import Attribution, Flow, Outcome, Process
+from netns_graft.forwarder.jobs import Jobs
 from netns_graft.forwarder.reactor import Reactor
 from netns_graft.journal import Journal, Tally
-from netns_graft.linux.routes import HostAddresses
 from netns_graft.linux.cable import Wiring
+from netns_graft.linux.routes import HostAddresses
 from netns_graft.policy import Decision, NeedsAddress, Policy, Request
 from netns_graft.relay import EVENTS, Pipes, Relay, reset_on_close
 from netns_graft.wire import ProtocolError, packet
@@ -80,11 +81,11 @@ class Forwarder:
         tally: Tally,
         name_of: Callable[[str], tuple[str, str] | None],
         serve_dns: Callable[[Attempt, socket.socket], Coroutine[Any, Any, None]] | None,
-        tasks: asyncio.TaskGroup,
+        jobs: Jobs,
         reactor: Reactor,
     ) -> None:
         self._wiring = wiring
-        self._workload = workload
+        self.workload = workload
         self._policy = policy
         self._upstreams = upstreams
         self._attributor = attributor
@@ -92,7 +93,7 @@ class Forwarder:
         self._tally = tally
         self._name_of = name_of
         self._serve_dns = serve_dns
-        self._tasks = tasks
+        self._jobs = jobs
         self._reactor = reactor
         self._pipes = Pipes()
         self._host = HostAddresses()
@@ -150,7 +151,7 @@ class Forwarder:
         self._count += 1
         flow = Flow(
             id=f"{self._run}-{self._count}",
-            workload=self._workload,
+            workload=self.workload,
             protocol=protocol,
             source_address=_text(source),
             source_port=source_port,
@@ -184,7 +185,7 @@ class Forwarder:
             self._dial_address(attempt)
         else:
             target = Target(port=syn.target_port, address=flow.destination_address, host=None)
-            self._tasks.create_task(self._dial(attempt, target, lambda _address: True))
+            self._jobs.create_task(self._dial(attempt, target, lambda _address: True))
 
     def _judge_name(self, attempt: Attempt) -> None:
         """The program connected to a synthetic address: what counts is the name behind it."""
@@ -210,7 +211,7 @@ class Forwarder:
             return last.allow
 
         target = Target(port=flow.destination_port, address=None, host=flow.host)
-        self._tasks.create_task(self._dial(attempt, target, permits))
+        self._jobs.create_task(self._dial(attempt, target, permits))
 
     def _decide_address(self, flow: Flow, host: str | None, address: bytes) -> Decision:
         owned = self._host.owns(address[12:] if address.startswith(_MAPPED) else address)
@@ -270,7 +271,6 @@ class Forwarder:
                 flow.verdict = "deny"
                 self._deny(attempt)
             else:
-                flow.upstream = flow.upstream or error.upstream
                 self._refuse(attempt, error.errno, error.outcome, str(error))
             return
         flow.upstream, flow.resolved = dialled.upstream, dialled.resolved
@@ -350,7 +350,7 @@ class Forwarder:
     def _begin_dns(self, attempt: Attempt, client_sock: socket.socket) -> None:
         assert self._serve_dns is not None
         self._accepted.discard(attempt)
-        self._tasks.create_task(self._serve_dns(attempt, client_sock))
+        self._jobs.create_task(self._serve_dns(attempt, client_sock))
 
     def _begin_relay(self, attempt: Attempt, client_sock: socket.socket) -> None:
         self._accepted.discard(attempt)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from netns_graft.dns.service import Answer, DnsService
 from netns_graft.flow import Attribution, Flow
+from netns_graft.forwarder.jobs import Jobs
 from netns_graft.forwarder.reactor import Reactor
 from netns_graft.linux.cable import DNS_PORT
 from netns_graft.relay import EVENTS
@@ -31,10 +32,10 @@ _ANCILLARY = socket.CMSG_SPACE(20)
 class Names:
     """Serves one workload's questions from ``service``; ``forwarder`` makes the flows and records them."""
 
-    def __init__(self, service: DnsService, resolvers: list[socket.socket], tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, service: DnsService, resolvers: list[socket.socket], jobs: Jobs) -> None:
         self._service = service
         self._resolvers = resolvers
-        self._tasks = tasks
+        self._jobs = jobs
         self._forwarder: Forwarder
 
     def attach(self, forwarder: Forwarder, reactor: Reactor) -> None:
@@ -47,6 +48,10 @@ class Names:
         for sock in self._resolvers:
             sock.close()
         self._service.close()
+
+    def name_of(self, address: str) -> tuple[str, str] | None:
+        """The name behind an address, and how it is known: "synthetic" or "dns"."""
+        return self._service.name_of(address)
 
     def _on_datagram(self, sock: socket.socket, _events: int) -> bool:
         for _ in range(_BURST):
@@ -67,7 +72,7 @@ class Names:
                 self._finish(flow, len(data), answer)
                 reply(answer)
             else:
-                self._tasks.create_task(self._later(flow, data, reply))
+                self._jobs.create_task(self._later(flow, data, reply))
         return True
 
     async def _later(self, flow: Flow, data: bytes, reply: partial[None]) -> None:
@@ -99,7 +104,7 @@ class Names:
             own = _packed(family, client_sock.getsockname()[0])
             ends = (_packed(family, peer[0]), peer[1], own, DNS_PORT)
             flow = self._forwarder.new_flow("dns", socket.IPPROTO_TCP, *ends)
-            self._tasks.create_task(self._converse(client_sock, ends, flow.attribution))
+            self._jobs.create_task(self._converse(client_sock, ends, flow.attribution))
         return True
 
     async def serve_attempt(self, attempt: Attempt, client_sock: socket.socket) -> None:

@@ -57,10 +57,13 @@ def write_maps(pid: int) -> str:
     uid, gid = os.geteuid(), os.getegid()
     granted = sub_ids(uid)
     newuidmap, newgidmap = shutil.which("newuidmap"), shutil.which("newgidmap")
-    if granted.uids and granted.gids and newuidmap and newgidmap and uid != 0:
-        # The gid map goes first: once newgidmap has refused, "deny" in setgroups is still ours to write.
-        if _run(newgidmap, pid, gid, granted.gids) and _run(newuidmap, pid, uid, granted.uids):
-            return "sub-ids"
+    # The gid map goes first: once newgidmap has refused, "deny" in setgroups is still ours to write.
+    if (
+        (granted.uids and granted.gids and newuidmap and newgidmap and uid != 0)
+        and _run(newgidmap, pid, gid, granted.gids)
+        and _run(newuidmap, pid, uid, granted.uids)
+    ):
+        return "sub-ids"
     if not _is_mapped(pid, "gid_map"):
         _write(f"/proc/{pid}/setgroups", "deny")
         _write(f"/proc/{pid}/gid_map", f"{gid} {gid} 1")

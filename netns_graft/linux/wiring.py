@@ -270,7 +270,8 @@ def _rules(port: int, mark: bytes | None, dns: bool) -> None:
     tcp, udp = _protocol(socket.IPPROTO_TCP), _protocol(socket.IPPROTO_UDP)
     with NFTables(nfgen_family=_NFPROTO_INET) as nft:
         nft.table("add", name="graft")
-        nft.chain("add", table="graft", name="arriving", hook="prerouting", type="filter", policy=_ACCEPT, priority=-150)
+        first = {"hook": "prerouting", "type": "filter", "policy": _ACCEPT, "priority": -150}
+        nft.chain("add", table="graft", name="arriving", **first)
         if mark is not None:
             syn_without_ack = [
                 _payload(_TRANSPORT_HEADER, 13, 1),

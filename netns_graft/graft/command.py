@@ -1,0 +1,171 @@
+"""The fork that becomes the command: into the user namespace, into W, its own resolv.conf, then exec.
+
+What changes for the command is the network and /etc/resolv.conf, nothing else: uid, gid, groups, directory, terminal,
+environment and descriptors 0 to 2 are the caller's. Descriptors from 3 up are closed, for an inherited socket of the
+host would be a way out.
+
+Name services that answer over a Unix socket (systemd-resolved, nscd, avahi) would resolve names on the host, past
+the forwarder: an empty file is mounted over each, so that libc falls back to DNS.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from netns_graft.linux import syscalls
+
+_RESOLV_CONF = "/etc/resolv.conf"
+_STAGE = "/proc"  # where our tmpfs is mounted for a moment; any directory that surely exists will do
+_NAME_SERVICES = (
+    "/run/systemd/resolve/io.systemd.Resolve",
+    "/run/systemd/resolve/io.systemd.Resolve.Monitor",
+    "/run/nscd/socket",
+    "/var/run/nscd/socket",
+    "/run/avahi-daemon/socket",
+)
+_REPORT_FD = 3
+_DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+@dataclass(slots=True, frozen=True)
+class Signals:
+    """What the caller's signal mask and SIGINT were before Python and the supervisor changed them."""
+
+    mask: frozenset[int]
+    interrupt: signal.Handlers
+
+    @classmethod
+    def as_inherited(cls) -> Signals:
+        # Python leaves an ignored SIGINT (a job of a script, after "&") alone and otherwise installs a handler.
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        mask = frozenset(int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        return cls(mask, signal.SIG_IGN if ignored else signal.SIG_DFL)
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """Where the command is to run. Descriptors are borrowed. ``resolv_conf`` None: the host's stays."""
+
+    workload_ns_fd: int
+    user_ns_fd: int | None
+    resolv_conf: str | None
+    signals: Signals
+
+
+def become(
+    command: Sequence[str], environment: Mapping[str, str], surroundings: Surroundings, go_fd: int, report_fd: int
+) -> None:
+    """Turn this process (a fresh fork) into the command. Never returns.
+
+    Waits for the end of file on ``go_fd``. What goes wrong is written to ``report_fd`` (close-on-exec) as
+    "STATUS text"; an exec that succeeds closes it without a word.
+    """
+    try:
+        try:
+            _enter(surroundings)
+        except OSError as error:
+            _report(report_fd, 125, f"cannot enter the graft: {error.strerror} ({error.filename})")
+        # From here on we end with the supervisor, however it ends.
+        syscalls.set_parent_death_signal(signal.SIGKILL)
+        if os.read(go_fd, 1) != b"g":
+            os._exit(125)
+        _inherited_signals(surroundings.signals)
+        _close_from_3(report_fd)
+        _exec(command, environment)
+    finally:
+        os._exit(125)
+
+
+def _enter(surroundings: Surroundings) -> None:
+    if surroundings.user_ns_fd is not None:
+        syscalls.setns(surroundings.user_ns_fd, syscalls.CLONE_NEWUSER)
+    syscalls.setns(surroundings.workload_ns_fd, syscalls.CLONE_NEWNET)
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    # What is mounted on the host later still appears here; what we mount does not appear there.
+    syscalls.mount("none", "/", "", syscalls.MS_SLAVE | syscalls.MS_REC)
+    _cover_files(surroundings.resolv_conf)
+    if surroundings.user_ns_fd is not None:
+        # exec of a program that is not root's drops what we hold in the namespace; this is for good measure.
+        syscalls.clear_ambient_capabilities()
+
+
+def _cover_files(resolv_conf: str | None) -> None:
+    """Mount our resolv.conf, and an empty file over each name service's socket. Nothing is written to disk.
+
+    The files live in a tmpfs that has no place of its own: it is mounted over /proc while they are bound to where
+    they belong, and stays alive through them.
+    """
+    targets = [(path, "empty") for path in _NAME_SERVICES if _is_socket(path)]
+    if resolv_conf is not None and os.path.exists(_RESOLV_CONF):
+        targets.append((os.path.realpath(_RESOLV_CONF), "resolv.conf"))
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+    syscalls.mount("netns-graft", _STAGE, "tmpfs", flags, "size=64k,mode=0755")
+    try:
+        for name, text in (("resolv.conf", resolv_conf or ""), ("empty", "")):
+            fd = os.open(f"{_STAGE}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                os.fchmod(fd, 0o644)
+                os.write(fd, text.encode())
+            finally:
+                os.close(fd)
+        for path, name in targets:
+            syscalls.mount(f"{_STAGE}/{name}", path, "", syscalls.MS_BIND)
+            # Read-only, or the command could point its own resolver elsewhere and wonder why it is closed.
+            syscalls.mount("none", path, "", syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | flags)
+    finally:
+        syscalls.umount(_STAGE, syscalls.MNT_DETACH)
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _inherited_signals(signals: Signals) -> None:
+    """Undo what Python and the supervisor changed, so that the command sees what the shell gave us."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signals.interrupt)
+    signal.pthread_sigmask(signal.SIG_SETMASK, signals.mask)
+
+
+def _close_from_3(keep_fd: int) -> None:
+    if keep_fd != _REPORT_FD:
+        os.dup2(keep_fd, _REPORT_FD, inheritable=False)
+    os.closerange(_REPORT_FD + 1, os.sysconf("SC_OPEN_MAX"))
+
+
+def _exec(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    name = command[0]
+    places = [name] if "/" in name else [
+        os.path.join(directory or ".", name) for directory in environment.get("PATH", _DEFAULT_PATH).split(":")
+    ]
+    failure = errno.ENOENT
+    for path in places:
+        try:
+            os.execve(path, list(command), dict(environment))
+        except OSError as error:
+            if error.errno == errno.ENOEXEC:
+                # A script without "#!": what execvp(3) and every shell do.
+                try:
+                    os.execve("/bin/sh", ["sh", path, *command[1:]], dict(environment))
+                except OSError as second:
+                    error = second
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                failure = error.errno or errno.EACCES
+    found = failure not in (errno.ENOENT, errno.ENOTDIR)
+    reason = os.strerror(failure).lower() if found else "command not found" if "/" not in name else "no such file"
+    _report(_REPORT_FD, 126 if found else 127, f"{name}: {reason}")
+
+
+def _report(report_fd: int, status: int, text: str) -> None:
+    os.write(report_fd, f"{status} {text}".encode(errors="surrogateescape"))
+    os._exit(status)
+

@@ -1,0 +1,199 @@
+"""The fork that becomes the forwarder: first its own user namespace, then F and W, then work.
+
+Words on the channel (SOCK_SEQPACKET, one message each)::
+
+    forwarder → supervisor   "map"                      in its new user namespace, waiting for id maps
+    supervisor → forwarder   "mapped"
+    forwarder → supervisor   {"ready": …} + descriptors  of W and, when there is one, of the user namespace
+                          or {"error": …, "hint": …, "status": …}
+    supervisor → forwarder   "started PID", "finish"
+    forwarder → supervisor   the tally, in pieces, then the end of file
+
+The forwarder stays in the host's network namespace, for upstreams are dialled from there. It has a session of its
+own, so that no key pressed in the terminal reaches it, and it is not dumpable: a workload of the same uid can end it
+(and thereby its own network) but cannot attach to it or open its descriptors.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import errno
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from netns_graft.errors import GraftError
+from netns_graft.forwarder.serve import Settings, serve
+from netns_graft.graft.builder import BuildError, build_in_child
+from netns_graft.linux import syscalls, userns
+
+_MESSAGE = 65536
+
+
+@dataclass(slots=True)
+class ForwarderProcess:
+    """The supervisor's side. Owns the channel and the namespace descriptors."""
+
+    pid: int
+    channel: socket.socket
+    workload_ns_fd: int
+    user_ns_fd: int | None  # None as root: no user namespace of our own
+
+    def started(self, pid: int) -> None:
+        self.channel.send(b"started %d" % pid)
+
+    def finish(self) -> str | None:
+        """Ask for the end and wait for it, at most 10 seconds. The tally as JSON, or None if it had died."""
+        self.channel.settimeout(10.0)
+        parts: list[bytes] = []
+        try:
+            self.channel.send(b"finish")
+            while part := self.channel.recv(_MESSAGE):
+                parts.append(part)
+        except OSError:
+            self.kill()
+        return b"".join(parts).decode() if parts else None
+
+    def kill(self) -> None:
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+    def close(self) -> None:
+        self.channel.close()
+        os.close(self.workload_ns_fd)
+        if self.user_ns_fd is not None:
+            os.close(self.user_ns_fd)
+
+
+def start(settings: Settings, *, own_user_ns: bool, hold: bool, loopback_resolvers: Sequence[str]) -> ForwarderProcess:
+    """Fork a forwarder and wait until its namespaces stand. Raises GraftError; then nothing is left of it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        _become_forwarder(theirs, settings, own_user_ns, hold, loopback_resolvers)
+    theirs.close()
+    try:
+        if own_user_ns:
+            _map_ids(ours, pid)
+        data, ancillary, _flags, _address = ours.recvmsg(_MESSAGE, socket.CMSG_SPACE(8), socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            raise GraftError("the forwarder ended before it was ready")
+        message = json.loads(data)
+        _raise_reported(message)
+    except BaseException:
+        ours.close()
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        os.waitpid(pid, 0)
+        raise
+    fds = array.array("i")
+    for _level, _kind, payload in ancillary:
+        fds.frombytes(payload)
+    return ForwarderProcess(pid, ours, fds[0], fds[1] if own_user_ns else None)
+
+
+def _map_ids(channel: socket.socket, pid: int) -> None:
+    data = channel.recv(_MESSAGE)
+    if data != b"map":
+        if data:
+            _raise_reported(json.loads(data))
+        raise GraftError("the forwarder ended before it was ready")
+    try:
+        userns.write_maps(pid)
+    except OSError as error:
+        raise GraftError(
+            f"cannot map ids into a user namespace: {error.strerror}",
+            hint="a security module may forbid it (kernel.apparmor_restrict_unprivileged_userns)",
+        ) from None
+    channel.send(b"mapped")
+
+
+def _raise_reported(message: dict[str, object]) -> None:
+    if "error" in message:
+        hint, status = message.get("hint"), message.get("status")
+        raise GraftError(
+            str(message["error"]), hint=str(hint) if hint else None, status=status if isinstance(status, int) else 125
+        )
+
+
+def _become_forwarder(
+    channel: socket.socket, settings: Settings, own_user_ns: bool, hold: bool, loopback_resolvers: Sequence[str]
+) -> None:
+    """Never returns."""
+    status = 0
+    try:
+        _detach()
+        user_ns_fd = _enter_user_ns(channel) if own_user_ns else None
+        try:
+            wiring = build_in_child(hold=hold, dns=settings.dns != "off", loopback_resolvers=loopback_resolvers)
+        except BuildError as error:
+            raise GraftError(f"cannot build the network namespaces: {error}") from None
+        syscalls.set_not_dumpable()
+        asyncio.run(settings.upstreams.check())
+        fds = [wiring.workload_ns_fd] + ([user_ns_fd] if user_ns_fd is not None else [])
+        ready = {"ready": {"hold": wiring.tap_sock is not None}}
+        socket.send_fds(channel, [json.dumps(ready).encode()], fds)
+        if user_ns_fd is not None:
+            os.close(user_ns_fd)
+        serve(wiring, settings, channel)
+    except GraftError as error:
+        channel.send(json.dumps({"error": str(error), "hint": error.hint, "status": error.status}).encode())
+        status = error.status
+    except BaseException as error:  # noqa: BLE001  # the end of the process; one line says why
+        status = 125
+        if os.environ.get("NETNS_GRAFT_DEBUG"):
+            traceback.print_exc()
+        print(f"netns-graft: error: internal error in the forwarder: {error!r}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(status)
+
+
+def _detach() -> None:
+    """Nothing of the caller's terminal or pipes stays with us but stderr, for errors and ``--flows -``."""
+    os.setsid()
+    syscalls.set_process_name("graft-forwarder")
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null_fd, 0)
+    os.dup2(null_fd, 1)
+    os.close(null_fd)
+    os.chdir("/")
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _enter_user_ns(channel: socket.socket) -> int:
+    """A new user namespace, its ids mapped by the supervisor. Returns its descriptor."""
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+    except OSError as error:
+        raise GraftError(
+            f"cannot make a user namespace: {error.strerror}", hint=_user_ns_hint(error.errno)
+        ) from None
+    channel.send(b"map")
+    if channel.recv(_MESSAGE) != b"mapped":
+        os._exit(125)  # the supervisor gave up, and has said why
+    return os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _user_ns_hint(number: int | None) -> str:
+    if number == errno.ENOSPC:
+        return "user namespaces are switched off or used up: sysctl -w user.max_user_namespaces=15000 (as root)"
+    if number == errno.EPERM:
+        return (
+            "unprivileged user namespaces are forbidden here: sysctl kernel.unprivileged_userns_clone=1, or"
+            " kernel.apparmor_restrict_unprivileged_userns=0 (as root)"
+        )
+    return "netns-graft needs user namespaces (CONFIG_USER_NS), or root"

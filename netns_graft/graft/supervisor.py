@@ -1,0 +1,178 @@
+"""Stays with the command from its start to its end: signals, job control, exit status, and what is left behind.
+
+The command is in our process group, so what the terminal sends (Ctrl-C, Ctrl-\\, Ctrl-Z) reaches it without us. A
+signal that somebody sends to *us* is passed on. ``si_code`` tells the two apart: positive is the kernel's. When the
+command stops, we stop, so that the shell sees its job stopped; when we are continued, so is the command.
+
+Every way to end:
+
+* the command ends: the forwarder finishes its records; what the command left running has no network any more
+* the forwarder dies: the network is gone; every process in W is ended; status 125
+* we are killed: the kernel ends the command (parent death signal), the forwarder sees our channel's end of file,
+  ends every process in W, writes its records and leaves
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from netns_graft.errors import GraftError
+from netns_graft.forwarder.serve import Settings, end_everyone_in
+from netns_graft.graft import command as commands
+from netns_graft.graft import forwarder_process
+from netns_graft.graft.command import Signals, Surroundings
+from netns_graft.graft.forwarder_process import ForwarderProcess
+
+_PASSED_ON = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGTSTP,
+    signal.SIGWINCH,
+    signal.SIGCONT,
+)
+_WATCHED = frozenset({*_PASSED_ON, signal.SIGCHLD})
+# A terminal that closes may tell its session leader alone, and that may be us.
+_ALWAYS_PASSED_ON = frozenset({signal.SIGHUP, signal.SIGCONT})
+
+
+@dataclass(slots=True)
+class Ending:
+    """How it went. ``status`` as a shell would show it; ``tally`` is the forwarder's, as JSON."""
+
+    status: int
+    tally: str | None
+
+
+@dataclass(slots=True)
+class Plan:
+    """One command in one graft."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    settings: Settings
+    hold: bool  # keep SYNs back until the verdict
+    resolv_conf: str | None
+    loopback_resolvers: Sequence[str]
+
+
+def run(plan: Plan) -> Ending:
+    """Build the graft, run the command in it, clean up. Raises GraftError; then nothing was left behind."""
+    signals = Signals.as_inherited()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    try:
+        forwarder = forwarder_process.start(
+            plan.settings,
+            own_user_ns=not _is_real_root(),
+            hold=plan.hold,
+            loopback_resolvers=plan.loopback_resolvers,
+        )
+        try:
+            return _run_command(plan, forwarder, signals)
+        finally:
+            forwarder.close()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals.mask)
+
+
+def _is_real_root() -> bool:
+    """May we make network namespaces as we are? Root in a container without that power needs a user namespace."""
+    if os.geteuid() != 0:
+        return False
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("CapEff:"):
+                needed = (1 << 21) | (1 << 12)  # CAP_SYS_ADMIN, CAP_NET_ADMIN
+                return int(line.split()[1], 16) & needed == needed
+    return False
+
+
+def _run_command(plan: Plan, forwarder: ForwarderProcess, signals: Signals) -> Ending:
+    workload_ns = os.fstat(forwarder.workload_ns_fd).st_ino
+    surroundings = Surroundings(forwarder.workload_ns_fd, forwarder.user_ns_fd, plan.resolv_conf, signals)
+    go_read, go_write = os.pipe()
+    report_read, report_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(go_write)
+        os.close(report_read)
+        commands.become(plan.command, plan.environment, surroundings, go_read, report_write)
+    os.close(go_read)
+    os.close(report_write)
+    try:
+        forwarder.started(pid)
+        try:
+            os.write(go_write, b"g")
+        except BrokenPipeError:
+            pass  # it failed before; its report says why
+        os.close(go_write)
+        report = os.read(report_read, 4096)
+        if report:
+            os.waitpid(pid, 0)
+            forwarder.finish()
+            os.waitpid(forwarder.pid, 0)
+            code, _, text = report.decode(errors="replace").partition(" ")
+            raise GraftError(text, status=int(code))
+        status = _watch(pid, forwarder)
+    except _ForwarderDied:
+        end_everyone_in(workload_ns)
+        os.waitpid(pid, 0)
+        raise GraftError("the forwarder died; the command's network is gone and the command was ended") from None
+    finally:
+        os.close(report_read)
+    tally = forwarder.finish()
+    _reap(forwarder.pid)
+    return Ending(status, tally)
+
+
+class _ForwarderDied(Exception):
+    pass
+
+
+def _watch(pid: int, forwarder: ForwarderProcess) -> int:
+    """Until the command has ended. Returns its status, 128+N when signal N ended it."""
+    while True:
+        status = _take_children(pid, forwarder)
+        if status is not None:
+            return status
+        info = signal.sigwaitinfo(_WATCHED)
+        number = signal.Signals(info.si_signo)
+        if number == signal.SIGCHLD or (info.si_code > 0 and number not in _ALWAYS_PASSED_ON):
+            continue
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
+
+
+def _take_children(pid: int, forwarder: ForwarderProcess) -> int | None:
+    """Look at every child that changed: the command's end, its stops, the forwarder's death."""
+    while True:
+        try:
+            changed, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+        except ChildProcessError:
+            raise _ForwarderDied from None
+        if changed == 0:
+            return None
+        if changed == pid and os.WIFSTOPPED(status):
+            # Now our own shell may take the terminal back. SIGCONT, when it comes, is passed on above.
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif changed == pid:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+        elif changed == forwarder.pid and not os.WIFSTOPPED(status):
+            raise _ForwarderDied
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass
