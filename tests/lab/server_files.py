@@ -31,9 +31,13 @@ http {{
     uwsgi_temp_path {place}/nginx-uwsgi;
     scgi_temp_path {place}/nginx-scgi;
     server {{
-        listen {at.HTTP} default_server backlog=4096; listen [::]:{at.HTTP} default_server ipv6only=on
-        backlog=4096; listen {at.HTTPS} ssl default_server; listen [::]:{at.HTTPS} ssl default_server
-        ipv6only=on; ssl_certificate {place}/web.pem; ssl_certificate_key {place}/web.key; root {place}/www;
+        listen {at.HTTP} default_server backlog=4096;
+        listen [::]:{at.HTTP} default_server ipv6only=on backlog=4096;
+        listen {at.HTTPS} ssl default_server;
+        listen [::]:{at.HTTPS} ssl default_server ipv6only=on;
+        ssl_certificate {place}/web.pem;
+        ssl_certificate_key {place}/web.key;
+        root {place}/www;
         location = /moved {{ return 302 http://www.example.com/; }}
     }}
 }}

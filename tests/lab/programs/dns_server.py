@@ -10,7 +10,7 @@ import asyncio
 import json
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 import dns.flags
 import dns.message
@@ -41,7 +41,7 @@ def reply_to(question: dns.message.Message, zone: Zone) -> dns.message.Message:
 
 
 class Server:
-    def __init__(self, zone: Zone, log: Any) -> None:
+    def __init__(self, zone: Zone, log: TextIO) -> None:
         self.zone = zone
         self.log = log
 
@@ -91,20 +91,20 @@ class Datagrams(asyncio.DatagramProtocol):
         self.transport.sendto(self.server.answer(data, self.address, addr[0], "udp"), addr)
 
 
-async def main(zone_path: str, log_path: str, *addresses: str) -> None:
-    with open(zone_path) as file:
-        zone = json.load(file)
-    with open(log_path, "a", buffering=1) as log:
-        server = Server(zone, log)
-        loop = asyncio.get_running_loop()
-        for address in addresses:
+async def main(zone: Zone, log: TextIO, addresses: list[str]) -> None:
+    server = Server(zone, log)
+    loop = asyncio.get_running_loop()
+    for address in addresses:
 
-            def made(address: str = address) -> Datagrams:
-                return Datagrams(server, address)
+        def made(address: str = address) -> Datagrams:
+            return Datagrams(server, address)
 
-            await loop.create_datagram_endpoint(made, local_addr=(address, 53))
-            await asyncio.start_server(server.stream, address, 53)
-        await asyncio.Event().wait()
+        await loop.create_datagram_endpoint(made, local_addr=(address, 53))
+        await asyncio.start_server(server.stream, address, 53)
+    await asyncio.Event().wait()
 
 
-asyncio.run(main(*sys.argv[1:]))
+if __name__ == "__main__":
+    zone_path, log_path, *addresses = sys.argv[1:]
+    with open(zone_path) as zone_file, open(log_path, "a", buffering=1) as log_file:
+        asyncio.run(main(json.load(zone_file), log_file, addresses))

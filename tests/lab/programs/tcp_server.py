@@ -13,7 +13,7 @@ import socket
 import struct
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
@@ -150,16 +150,14 @@ class Behaviours:
             far_writer.close()
 
 
-events: Any = None
+events: TextIO
 
 
 def log(**fields: Any) -> None:
     events.write(json.dumps({"time": time.time(), **fields}) + "\n")
 
 
-async def main(log_path: str, *ports: str) -> None:
-    global events
-    events = open(log_path, "a", buffering=1)  # until the end of the process
+async def main(ports: list[str]) -> None:
     for item in ports:
         name, _, port = item.partition("=")
         behave = getattr(Behaviours(), name)
@@ -185,4 +183,6 @@ async def main(log_path: str, *ports: str) -> None:
     await asyncio.Event().wait()
 
 
-asyncio.run(main(*sys.argv[1:]))
+if __name__ == "__main__":
+    events = open(sys.argv[1], "a", buffering=1)  # until the end of the process
+    asyncio.run(main(sys.argv[2:]))
