@@ -1,0 +1,71 @@
+"""What may be written on a user's terminal: foreign bytes made harmless, and errors in one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from netns_graft.errors import GraftError
+
+
+def printable(text: str) -> str:
+    """The text with control, direction-changing and undecodable characters as escapes: fit for a terminal.
+
+    Program names, arguments and host names are the workload's to choose; an escape sequence in one of them
+    must not reach the terminal.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escape(char) for char in text)
+
+
+def print_error(error: GraftError) -> None:
+    """``netns-graft: error: …``, then ``netns-graft: hint: …`` where there is a cure; a line each."""
+    say("error", str(error))
+    if error.hint:
+        say("hint", error.hint)
+
+
+def say(kind: str, text: str) -> None:
+    """One line on stderr, ``netns-graft: KIND: TEXT``; nobody listening is no error."""
+    if sys.stderr is None:  # closed by whoever started us; print() would take stdout instead
+        return
+    try:
+        print(f"netns-graft: {kind}: {printable(text)}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # a closed terminal or pipe, a closed stderr
+        pass
+
+
+def flush_stdout() -> bool:
+    """Write what is still buffered; False when nobody reads stdout any more (``netns-graft --help | head -1``).
+
+    Then stdout is pointed at nothing, for Python would complain of the rest at exit.
+    """
+    if sys.stdout is None:
+        return True
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    if not _reader_left():
+        return True
+    null_fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null_fd, 1)
+    os.close(null_fd)
+    return False
+
+
+def _reader_left() -> bool:
+    """Whether stdout is a pipe without a reader: poll(2) tells, without anything to write."""
+    import select
+
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: the byte itself
+        return f"\\x{code - 0xDC00:02x}"
+    return char.encode("unicode_escape", "surrogatepass").decode("ascii")
