@@ -4,15 +4,15 @@ Theory of operation. ``build`` runs in a throw-away process that may create netw
 namespace, or as root). It makes two of them:
 
 * **W**, the workload's: ``lo`` and ``eth0``, one address of each family with a full-length prefix, one default route.
-* **F**, the forwarder's: ``v0``, the other end, with no address at all and no other interface. Whatever arrives on
+* **F**, the forwarder's: ``v0``, the other end, with the gateway's addresses, and no other interface. Whatever arrives on
   ``v0`` is routed to ``lo`` by a rule of its own ("AnyIP", table 100), so that the TPROXY listener gets it with the
   destination that the program asked for as its own local address.
 
 Point-to-point: the two addresses lie in the range that the contract reserves for synthetic names, which exists
-nowhere else, so no destination of the outside is shadowed. The gateway is only a next hop with a permanent neighbour
-entry: nobody answers ARP, no address is probed, IPv6 has no link-local address and sends nothing by itself.
+nowhere else, so no destination of the outside is shadowed. Neighbours are permanent entries: nobody asks
+ARP, no address is probed, IPv6 has no link-local address and sends nothing by itself.
 
-Everything that is not TCP, or DNS when we answer it, ends in F's input chain with an ICMP error. F forwards nothing
+Everything that is not TCP, or DNS when we answer it, ends on arrival in F with an ICMP error. F forwards nothing
 and has no other way out, whatever its rules say. F lives by its sockets alone: when the last process that holds them
 ends, the kernel destroys F, with it the veth, and W has no route.
 
@@ -154,10 +154,12 @@ def _wire_forwarder_side(workload_ns_fd: int, ipv6: bool) -> None:
         index = route.link_lookup(ifname=_VETH)[0]
         route.link("set", index=1, state="up")
         route.link("set", index=index, state="up")
-        sides = [(socket.AF_INET, WORKLOAD_V4, 32, "0.0.0.0/0")]
+        sides = [(socket.AF_INET, WORKLOAD_V4, GATEWAY_V4, 32, "0.0.0.0/0")]
         if ipv6:
-            sides.append((socket.AF_INET6, WORKLOAD_V6, 128, "::/0"))
-        for family, workload, length, everything in sides:
+            sides.append((socket.AF_INET6, WORKLOAD_V6, GATEWAY_V6, 128, "::/0"))
+        for family, workload, gateway, length, everything in sides:
+            # The gateway's own address is only ever the source of ICMP errors.
+            _address(route, family, index, gateway, length)
             route.neigh(
                 "add", family=family, dst=workload, lladdr=WORKLOAD_MAC, ifindex=index, state="permanent"
             )
@@ -176,8 +178,7 @@ def _wire_workload_side(ipv6: bool) -> None:
         if ipv6:
             sides.append((socket.AF_INET6, WORKLOAD_V6, 128, GATEWAY_V6))
         for family, own, length, _gateway in sides:
-            flags = {"flags": 0x02} if family == socket.AF_INET6 else {}  # IFA_F_NODAD: usable at once
-            route.addr("add", family=family, index=index, address=own, prefixlen=length, **flags)
+            _address(route, family, index, own, length)
         route.link("set", index=index, state="up")
         for family, _own, _length, gateway in sides:
             route.neigh(
@@ -185,6 +186,11 @@ def _wire_workload_side(ipv6: bool) -> None:
             )
             # RTNH_F_ONLINK: the gateway lies in no prefix of ours, and need not
             route.route("add", family=family, dst="default", gateway=gateway, oif=index, flags=["onlink"])
+
+
+def _address(route: Any, family: int, index: int, address: str, length: int) -> None:
+    flags = {"flags": 0x02} if family == socket.AF_INET6 else {}  # IFA_F_NODAD: usable at once
+    route.addr("add", family=family, index=index, address=address, prefixlen=length, **flags)
 
 
 def _transparent_listeners(families: list[socket.AddressFamily]) -> tuple[list[socket.socket], int]:
@@ -286,15 +292,19 @@ def _rules(port: int, mark: bytes | None, dns: bool) -> None:
         ]
         _add(nft, "arriving", _from_veth(), tcp, to_listener)
 
-        nft.chain("add", table="graft", name="inward", hook="input", type="filter", policy=_DROP)
-        _add(nft, "inward", _from_veth(), tcp, verdict(_ACCEPT))
-        if dns:
-            to_dns = [_payload(_TRANSPORT_HEADER, 2, 2), _compare(struct.pack("!H", DNS_PORT))]
-            _add(nft, "inward", _from_veth(), udp, to_dns, verdict(_ACCEPT))
-        # A program that sends UDP learns at once that nobody is there; anything else, that it may not.
-        _add(nft, "inward", _from_veth(), udp, _reject(_ICMPX_PORT_UNREACH))
-        _add(nft, "inward", _from_veth(), _reject(_ICMPX_ADMIN_PROHIBITED))
+        to_dns = [_payload(_TRANSPORT_HEADER, 2, 2), _compare(struct.pack("!H", DNS_PORT))]
+        accepted = [tcp] + ([udp + to_dns] if dns else [])
+        # A program that sends UDP learns at once that nobody is there; anything else, that it may not. This is done
+        # before routing: an ICMP error for an AnyIP destination would need that address as its source, which the
+        # kernel refuses; from here it comes from the gateway.
+        for wanted in accepted:
+            _add(nft, "arriving", _from_veth(), wanted, verdict(_ACCEPT))
+        _add(nft, "arriving", _from_veth(), udp, _reject(_ICMPX_PORT_UNREACH))
+        _add(nft, "arriving", _from_veth(), _reject(_ICMPX_ADMIN_PROHIBITED))
 
+        nft.chain("add", table="graft", name="inward", hook="input", type="filter", policy=_DROP)
+        for wanted in accepted:
+            _add(nft, "inward", _from_veth(), wanted, verdict(_ACCEPT))
         nft.chain("add", table="graft", name="through", hook="forward", type="filter", policy=_DROP)
 
 
