@@ -40,7 +40,7 @@ def _table(groups: list[Group]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for heading in ("process", "destination", "verdict", "upstream"):
         table.add_column(heading, overflow="fold")
     for heading in ("sent", "received", "time"):
@@ -50,8 +50,8 @@ def _table(groups: list[Group]) -> Table:
         cells = (
             _process(group),
             _destination(group),
-            _verdict(group),
-            group.upstream or "",
+            group.verdict,
+            _upstream(group),
             size(group.bytes_sent),
             size(group.bytes_received),
             _seconds(group.seconds),
@@ -72,10 +72,12 @@ def _destination(group: Group) -> str:
     return f"{text} ×{group.count}" if group.count > 1 else text
 
 
-def _verdict(group: Group) -> str:
+def _upstream(group: Group) -> str:
+    """Where it left, and how it ended if not well; or the rule for which it did not leave."""
     if group.verdict != "allow":
-        return f"{group.verdict} ({group.rule})"
-    return group.verdict if group.outcome == "ok" else f"{group.verdict}, {group.outcome}"
+        return f"none: {group.rule}"
+    upstream = group.upstream or "none"
+    return upstream if group.outcome == "ok" else f"{upstream}: {group.outcome}"
 
 
 def _footer(tally: Tally) -> str:

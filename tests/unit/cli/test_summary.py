@@ -68,8 +68,8 @@ def test_denied_rows_come_first_then_failed_ones_then_the_biggest():
     assert re.findall(r"\w+\.example", text) == [
         "denied.example", "refused.example", "big.example", "small.example",
     ]  # fmt: skip
-    assert "deny (--deny 10.0.0.0/8)" in text
-    assert "allow, refused" in text
+    assert "none: --deny 10.0.0.0/8" in text
+    assert "direct: refused" in text
     assert "4 flows, 1 denied" in text
 
 
