@@ -191,5 +191,6 @@ def _outcome(error: Exception) -> Outcome:
 def _reason(error: Exception) -> str:
     if isinstance(error, EOFError):
         return "closed the connection without an answer"
-    number = getattr(error, "errno", None)
-    return os.strerror(number) if number else str(error)
+    if isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)
+    return str(error)

@@ -13,6 +13,18 @@ from netns_graft.dns.resolv_conf import Nameserver
 Respond = Callable[[dns.message.Message, tuple[str, int]], "bytes | list[bytes] | None"]
 
 
+async def both_protocols(datagrams: Any, streams: Any) -> tuple[Any, asyncio.Server, int]:
+    """A UDP and a TCP server on one port of 127.0.0.1."""
+    loop = asyncio.get_running_loop()
+    while True:
+        udp, _ = await loop.create_datagram_endpoint(datagrams, local_addr=("127.0.0.1", 0))
+        port = udp.get_extra_info("sockname")[1]
+        try:
+            return udp, await asyncio.start_server(streams, "127.0.0.1", port, backlog=1024), port
+        except OSError:
+            udp.close()  # that port is somebody else's by TCP
+
+
 class LoopbackServer(asyncio.DatagramProtocol):
     """``respond(question, asker's address)`` gives one message, several, or None: silence.
 
@@ -28,17 +40,9 @@ class LoopbackServer(asyncio.DatagramProtocol):
         self.by_tcp = 0
 
     async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        while True:
-            self.udp, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", 0))
-            sock = self.udp.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)  # for 500 questions in one go
-            port = sock.getsockname()[1]
-            try:
-                self.tcp = await asyncio.start_server(self.converse, "127.0.0.1", port, backlog=1024)
-                break
-            except OSError:
-                self.udp.close()  # that port is somebody's for TCP
+        self.udp, self.tcp, port = await both_protocols(lambda: self, self.converse)
+        # Room for 500 questions in one go.
+        self.udp.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self.nameserver = Nameserver("127.0.0.1", port)
         return self
 
@@ -80,3 +84,8 @@ class LoopbackServer(asyncio.DatagramProtocol):
 @pytest.fixture
 def loopback_server() -> type[LoopbackServer]:
     return LoopbackServer
+
+
+@pytest.fixture(name="both_protocols")
+def _both_protocols() -> Any:
+    return both_protocols

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 import os
 import socket
 
@@ -54,12 +55,20 @@ def addresses(answer):
     return [record.address for rrset in dns.message.from_wire(answer.reply).answer for record in rrset]
 
 
+@contextlib.contextmanager
 def closed_port():
-    """A port of 127.0.0.1 where nobody listens, by UDP or TCP."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
-        udp.bind(("127.0.0.1", 0))
-        tcp.bind(udp.getsockname())
-        return Nameserver("127.0.0.1", udp.getsockname()[1])
+    """A port of 127.0.0.1 that answers nobody but is ours: its UDP socket has another peer, its TCP one does not
+    listen."""
+    while True:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
+            udp.bind(("127.0.0.1", 0))
+            udp.connect(("127.0.0.1", 9))
+            try:
+                tcp.bind(udp.getsockname())
+            except OSError:
+                continue  # somebody else's by TCP
+            yield Nameserver(*udp.getsockname())
+            return
 
 
 def open_descriptors():
@@ -157,12 +166,13 @@ def test_a_silent_server_costs_its_timeout_once(loopback_server, udp):
 def test_a_closed_port_is_passed_over_at_once(loopback_server, udp):
     async def run():
         async with loopback_server(good) as spare:
-            answer = await service(closed_port(), spare).answer(query().to_wire(), udp=udp)
-            assert answer.upstream == spare.nameserver.label
-        closed = closed_port()
-        answer = await service(closed).answer(query().to_wire(), udp=udp)
-        assert dns.message.from_wire(answer.reply).rcode() == dns.rcode.SERVFAIL
-        assert (answer.outcome, answer.error) == (Outcome.REFUSED, f"{closed.label}: Connection refused")
+            with closed_port() as closed:
+                answer = await service(closed, spare).answer(query().to_wire(), udp=udp)
+                assert answer.upstream == spare.nameserver.label
+                answer = await service(closed).answer(query().to_wire(), udp=udp)
+                assert dns.message.from_wire(answer.reply).rcode() == dns.rcode.SERVFAIL
+                error = f"{closed.label}: Connection refused"
+                assert (answer.outcome, answer.error) == (Outcome.REFUSED, error)
 
     asyncio.run(run())
 
@@ -258,16 +268,14 @@ def truncated_by_udp(server):
 class Front(asyncio.DatagramProtocol):
     """What the forwarder does with a service: UDP and TCP on one port, for a foreign client to ask."""
 
-    def __init__(self, names):
+    def __init__(self, names, both_protocols):
         self.names = names
+        self.both_protocols = both_protocols
         self.tasks = asyncio.TaskGroup()
 
     async def __aenter__(self):
         await self.tasks.__aenter__()
-        loop = asyncio.get_running_loop()
-        self.udp, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", 0))
-        self.port = self.udp.get_extra_info("sockname")[1]
-        self.tcp = await asyncio.start_server(self.converse, "127.0.0.1", self.port)
+        self.udp, self.tcp, self.port = await self.both_protocols(lambda: self, self.converse)
         return self
 
     async def __aexit__(self, *failure):
@@ -293,11 +301,11 @@ class Front(asyncio.DatagramProtocol):
 
 
 @pytest.mark.parametrize("split", [False, True])
-def test_a_truncated_reply_is_passed_on_and_a_client_gets_the_rest_by_tcp(loopback_server, split):
+def test_a_truncated_reply_is_passed_on_and_a_client_gets_the_rest_by_tcp(loopback_server, both_protocols, split):
     async def run():
         async with loopback_server(good, split=split) as server:
             server.respond = truncated_by_udp(server)
-            async with Front(service(server)) as front:
+            async with Front(service(server), both_protocols) as front:
                 reply, used_tcp = await dns.asyncquery.udp_with_fallback(query(), "127.0.0.1", 5, front.port)
                 assert used_tcp
                 assert sorted(record.address for record in reply.answer[0]) == sorted(MANY)
@@ -400,7 +408,7 @@ def test_five_hundred_questions_at_once_and_no_descriptor_left(loopback_server):
                     assert question.is_response(dns.message.from_wire(answer.reply))
                     assert answer.outcome is Outcome.OK
                 if udp:  # by TCP the server's ends may still be open; the suite's own check sees to those
-                    assert open_descriptors() == before
+                    assert open_descriptors() <= before
 
     asyncio.run(run())
 
