@@ -158,7 +158,8 @@ def _exec(command: Sequence[str], environment: Mapping[str, str]) -> None:
                     os.execve("/bin/sh", ["sh", path, *command[1:]], dict(environment))
                 except OSError as second:
                     error = second
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            # EACCES is also what a directory of PATH gives that we may not search: nothing was found there.
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR) and os.path.exists(path):
                 failure = error.errno or errno.EACCES
     found = failure not in (errno.ENOENT, errno.ENOTDIR)
     reason = os.strerror(failure).lower() if found else "command not found" if "/" not in name else "no such file"
