@@ -27,6 +27,11 @@ class Network(NamedTuple):
     mask: int
     prefix: int
 
+    @property
+    def single(self) -> bool:
+        """One address and no more."""
+        return self.prefix == (32 if self.version == 4 else 128)
+
 
 class Protection(NamedTuple):
     """Why an address is closed, and the range that a rule must lie inside to open it."""
@@ -90,6 +95,12 @@ def protection(version: int, number: int) -> Protection | None:
     # The image of the IPv4 range in IPv6: that is what a rule for this address can lie inside.
     image = _network(6, prefix_base | entry_4.network.base << (96 - before), before + entry_4.network.prefix)
     return Protection(entry_4.kind, image)
+
+
+def is_loopback(network: Network) -> bool:
+    """Whether a network lies wholly inside the loopback range."""
+    found = protection(network.version, network.base)
+    return found is not None and found.kind == LOOPBACK and network.prefix >= found.network.prefix
 
 
 def _inside(number: int) -> tuple[int, int, int] | None:

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from netns_graft.errors import ConfigError
-from netns_graft.policy.addresses import LOOPBACK, SYNTHETIC, Network, canonical, inside, protection
+from netns_graft.policy.addresses import (
+    LOOPBACK,
+    SYNTHETIC,
+    Network,
+    canonical,
+    inside,
+    is_loopback,
+    protection,
+)
 from netns_graft.policy.names import HOST_NAME, is_host_name, means_loopback, normal
 from netns_graft.policy.patterns import Pattern, PatternError, parse_pattern
 from netns_graft.policy.request import NEEDS_ADDRESS, Decision, NeedsAddress, Request
@@ -156,9 +164,11 @@ class Policy:
             pattern = rule.pattern
             if not pattern.first_port <= port <= pattern.last_port:
                 continue
-            if pattern.network is not None:
+            if (network := pattern.network) is not None:
                 hangs = True
-                could_allow = could_allow or rule.decision.allow
+                # A network that is no single address opens the host only within the loopback.
+                may_name = host != HOST_NAME or network.single or is_loopback(network)
+                could_allow = could_allow or (rule.decision.allow and may_name)
             elif pattern.host is None or _matches(pattern.host, host):
                 if host == HOST_NAME and rule.decision.allow and not rule.names_host():
                     continue
@@ -252,7 +262,7 @@ def _opens(rule: Rule, closed: _Closed) -> bool:
     network = rule.pattern.network
     if network is None:
         return False
-    if closed.host_owned and network.prefix != (32 if network.version == 4 else 128):
+    if closed.host_owned and not network.single:
         return False
     # Both hold the address, so the longer prefix lies inside the shorter.
     return closed.network is None or network.prefix >= closed.network.prefix

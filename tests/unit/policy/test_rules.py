@@ -263,6 +263,13 @@ class TestHostContainersInternal:
         assert rules.decide(to("127.0.0.1 443", HOST)) == allow("--allow 127.0.0.1")
         assert rules.decide(to("192.0.2.9 443", HOST)) == deny("protected:host")
 
+    @pytest.mark.parametrize("network", ["10.0.0.0/8", "0.0.0.0/0", "126.0.0.0/7", "::/0"])
+    def test_a_network_that_is_not_the_loopback_does_not(self, network):
+        rules = policy(f"--allow {network}")
+        assert rules.decide(named(HOST)) == deny("protected:host")
+        assert rules.decide(to("127.0.0.1 443", HOST)) == deny("protected:host")
+        assert rules.decide(to("::1 443", HOST)) == deny("protected:host")
+
     def test_deny_rules_apply(self):
         assert policy(f"--deny {HOST}", f"--allow {HOST}").decide(named(HOST)) == deny(f"--deny {HOST}")
         rules = policy("--deny 127.0.0.1", f"--allow {HOST}")
