@@ -56,9 +56,12 @@ async def _exchange(sock: socket.socket, hop: Hop, host: str, port: int) -> Tunn
 
 
 def _refusal(hop: Hop, answer: Refusal) -> DialError:
-    """Final, for a proxy answers for the destination with 4xx and 5xx; but 407 is about us."""
+    """Final, for a proxy answers for the destination with 4xx and 5xx; but 407 is about us.
+
+    And so is 401, which tinyproxy says to a wrong password: the destination has not been asked anything yet.
+    """
     text = f"it says: {answer.status} {hop.scrub(answer.reason)}".rstrip()
-    if answer.status == 407:
+    if answer.status in (401, 407):
         if hop.login is None:
             text = f"it wants a user name and a password, none is given ({text})"
         return DialError(text, Outcome.UPSTREAM_AUTH, errno.ECONNREFUSED, Blame.PROXY)

@@ -51,6 +51,8 @@ def canonical_host(host: str) -> str:
     Raises ``ValueError`` for what is neither.
     """
     if host.startswith("[") and host.endswith("]"):
+        if "%" in host:
+            raise ipaddress.AddressValueError("an address with a zone")
         return str(ipaddress.IPv6Address(host[1:-1]))
     address = literal(host)
     if address is not None:

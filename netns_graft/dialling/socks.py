@@ -68,9 +68,7 @@ class _Connected:
         return self._sock
 
 
-async def handshake(
-    sock: socket.socket, hop: Hop, host: str, port: int, *, time_limit: float
-) -> socket.socket:
+async def handshake(sock: socket.socket, hop: Hop, host: str, port: int, *, time_limit: float) -> socket.socket:
     """Ask ``hop``, at the other end of ``sock``, for ``host`` (a name or a canonical address) and ``port``.
 
     Takes ``sock`` over and gives back the one to go on with. Raises ``DialError``.

@@ -64,14 +64,18 @@ class Hop:
 def redact(url: str) -> str:
     """``url``, or a chain, fit to be shown: what may be a credential is masked, however wrong it is."""
     known = "|".join([DIRECT, *(f"{scheme}://" for scheme in Scheme)])
-    return ",".join(_redact_hop(piece) for piece in re.split(f",(?={known})", url, flags=re.IGNORECASE))
+    pieces = re.split(f",(?={known})", url, flags=re.IGNORECASE)
+    return ",".join(_redact_hop(piece, "@" in "".join(pieces[n:])) for n, piece in enumerate(pieces, 1))
 
 
-def _redact_hop(piece: str) -> str:
+def _redact_hop(piece: str, more: bool) -> str:
+    """``more``: an "@" follows in a later piece, so this one may be the torn off beginning of a password."""
     head, separator, rest = piece.partition("://") if "://" in piece else ("", "", piece)
     if "@" in rest:
         rest = "***@" + rest.rpartition("@")[2]
-    return head + separator + re.sub(r"([?#]).+", r"\1***", rest)
+    elif more and not re.fullmatch(r"(\[[^\]]*\]|[^:/?#\[\]]*)(:[0-9]*)?/?", rest):
+        rest = "***"
+    return head + separator + re.sub(r"([?#]).+", r"\1***", rest, flags=re.DOTALL)
 
 
 def parse_chain(value: str, credentials: Credentials) -> tuple[Hop, ...]:
