@@ -67,9 +67,9 @@ def parse_resolv_conf(text: str) -> ResolvConf:
             if address and len(nameservers) < _MAX_NAMESERVERS:
                 nameservers.append(Nameserver(address))
         elif keyword == "search":
-            search = tuple(rest.split()) or search
+            search = _plain(rest.split()) or search
         elif keyword == "domain":
-            search = tuple(rest.split()[:1]) or search
+            search = _plain(rest.split()[:1]) or search
         elif keyword == "options":
             options += rest.split()
     return ResolvConf(
@@ -106,10 +106,12 @@ def resolv_conf_for_workload(
     """
     lines = ["# by netns-graft: every question goes to this graft's forwarder"]
     if mode == "synthetic":
-        # No search list: every name has an address here, so "db" with a list would always become
-        # "db.first.suffix", and the program's own name would never be asked. ndots:0 has the name tried as it
-        # stands first even when it has no dot; with 1, glibc would first try a suffix that it makes up from
-        # the host name when that is a full one ("build.corp.example" -> "db.corp.example").
+        # No search list: every name has an address here, so with one "db" would always become "db.suffix", and
+        # the name that the program meant would never be asked for. Leaving the list out is not enough: libc then
+        # makes one up from the host name when that is a full one ("build.corp.example": "db.corp.example").
+        # "." is the empty list, as systemd-resolved writes it, and with ndots:0 a name is tried as it stands
+        # first even without a dot in it (musl before 1.2.3 needs that: it gives up on ".").
+        lines.append("search .")
         options = ["ndots:0"]
     else:
         conf = parse_resolv_conf(host_text)
@@ -131,14 +133,21 @@ def resolv_conf_for_workload(
     return "\n".join(lines) + "\n"
 
 
+def _plain(words: list[str]) -> tuple[str, ...]:
+    """Those of ``words`` that can be part of a name or an address: what we write must be fit for any reader."""
+    return tuple(word for word in words if word.isascii() and word.isprintable())
+
+
 def _numeric_address(text: str) -> str | None:
+    if not _plain([text]):
+        return None
     try:
         return str(ipaddress.ip_address(text))
     except ValueError:
         pass
     try:
         return socket.inet_ntoa(socket.inet_aton(text))  # "127.1", "0x7f000001": libc takes these
-    except (OSError, UnicodeError):
+    except OSError:
         return None
 
 

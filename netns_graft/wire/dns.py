@@ -136,7 +136,7 @@ def answer_names(question: Question, names: Sequence[str], ttl: int) -> bytes:
     for text in names:
         try:
             packed = _packed(dns.name.from_text(text))
-        except (dns.exception.DNSException, UnicodeError):
+        except (dns.exception.DNSException, ValueError):
             continue
         records += _RECORD.pack(_QUESTION_NAME, PTR, IN, ttl, len(packed)) + packed
         count += 1

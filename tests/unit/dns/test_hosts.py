@@ -1,9 +1,11 @@
 """The hosts file, as libc reads it."""
 
+import dns.message
 from hypothesis import given
 from hypothesis import strategies as st
 
 from netns_graft.dns.hosts import HostsFile, parse_hosts
+from netns_graft.wire import dns as wire
 
 TEXT = """\
 # the host's
@@ -48,6 +50,13 @@ def test_bytes_that_are_no_text_spoil_only_their_line(tmp_path):
     assert HostsFile(str(path)).addresses_of("a") == ["192.0.2.1"]
 
 
-@given(st.text())
-def test_any_text_can_be_read(text):
-    parse_hosts(text)
+QUESTION = wire.parse_query(dns.message.make_query("any.example", "ANY").to_wire())
+
+
+@given(st.lists(st.tuples(st.sampled_from(["10.0.0.1", "::1", "fe80::1%", ""]), st.text(st.characters(codec=None)))))
+def test_any_text_can_be_read_and_answered(lines):
+    addresses, canonical = parse_hosts("\n".join(f"{start} {rest}" for start, rest in lines))
+    for known in addresses.values():
+        dns.message.from_wire(wire.answer_addresses(QUESTION, known, 1))
+    for name in canonical.values():
+        dns.message.from_wire(wire.answer_names(QUESTION, [name], 1))
