@@ -1,8 +1,10 @@
 """The command line of ``exec``, as the contract has it, and what is said of a wrong one."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -178,6 +180,13 @@ def test_help_tells_of_every_option(capsys):
     for option in options:
         assert option in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_readme_tells_of_every_option():
+    table = (Path(__file__).parents[3] / "README.md").read_text()
+    rows = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `--")]
+    told = {name for row in rows for name in re.findall(r"--[a-z-]+", row)}
+    assert told == {name for action in exec_parser()._actions for name in action.option_strings} - {"-h", "--help"}
 
 
 def test_reading_a_command_line_imports_nothing_slow():
