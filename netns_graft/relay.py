@@ -30,6 +30,7 @@ _F_SETPIPE_SZ = 1031
 _SPLICE_F_MOVE, _SPLICE_F_NONBLOCK = 1, 2
 _SPLICE_FLAGS = _SPLICE_F_MOVE | _SPLICE_F_NONBLOCK
 _LINGER_RESET = struct.pack("ii", 1, 0)
+_READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
 Pipe = tuple[int, int]
@@ -115,20 +116,32 @@ class Relay:
         if way.held < len(early):
             raise OSError(errno.EMSGSIZE, "the proxy's reply brought more than a pipe holds")
 
-    def on_event(self, events: int) -> bool:
-        """Move what can be moved. True: there is more to do now, call again after the others."""
+    def on_client(self, events: int) -> bool:
+        """An event of ``client_sock``; 0: look at everything. True: there is more to do, call again with 0."""
+        return self._on_event(self._up, self._down, events)
+
+    def on_upstream(self, events: int) -> bool:
+        """An event of ``upstream_sock``; else as ``on_client``."""
+        return self._on_event(self._down, self._up, events)
+
+    def _on_event(self, outward: _Direction, inward: _Direction, events: int) -> bool:
+        """``outward`` reads from the socket that has the event, ``inward`` writes to it."""
         if self._closed:
             return False
+        more = False
         try:
-            more = self._pump(self._up)
-            more |= self._pump(self._down)
+            if not events or events & _READABLE:
+                more = self._pump(outward)
+            # Every edge says "writable" too; it is news only to a direction that waits for it.
+            if not events or inward.held:
+                more |= self._pump(inward)
             if events & select.EPOLLERR and not more and self._failed():
                 self._end(Outcome.RESET, "connection reset")
                 return False
         except OSError as error:
             self._end(Outcome.RESET, error.strerror)
             return False
-        if self._up.done and self._down.done:
+        if outward.done and inward.done:
             self._end(Outcome.OK, None)
             return False
         return more

@@ -27,14 +27,14 @@ from functools import partial
 from typing import Any
 
 from netns_graft.attribution import Attributor
-from netns_graft.dialling import DialError, Target, Upstreams
+from netns_graft.dialling import DialError, Target, Upstreams, parse_upstreams
 from netns_graft.flow import Attribution, Flow, Outcome, Process
 from netns_graft.forwarder.jobs import Jobs
 from netns_graft.forwarder.reactor import Reactor
 from netns_graft.journal import Journal, Tally
 from netns_graft.linux.cable import Wiring
 from netns_graft.linux.routes import HostAddresses
-from netns_graft.policy import Decision, NeedsAddress, Policy, Request
+from netns_graft.policy import HOST_NAME, Decision, NeedsAddress, Policy, Request
 from netns_graft.relay import EVENTS, Pipes, Relay, reset_on_close
 from netns_graft.wire import ProtocolError, packet
 from netns_graft.wire.packet import Syn
@@ -88,6 +88,7 @@ class Forwarder:
         self.workload = workload
         self._policy = policy
         self._upstreams = upstreams
+        self._direct = parse_upstreams([])
         self._attributor = attributor
         self._journal = journal
         self._tally = tally
@@ -114,8 +115,8 @@ class Forwarder:
         for _ in range(_BURST):
             try:
                 frame = self._wiring.tap_sock.recv(_FRAME)
-            except (BlockingIOError, InterruptedError):
-                return False
+            except OSError:
+                return False  # nothing left; or ENETDOWN: the cable is gone, and every flow with it
             try:
                 syn = packet.parse_syn(frame)
             except ProtocolError:
@@ -185,13 +186,13 @@ class Forwarder:
             self._dial_address(attempt)
         else:
             target = Target(port=syn.target_port, address=flow.destination_address, host=None)
-            self._jobs.create_task(self._dial(attempt, target, lambda _address: True))
+            self._jobs.create_task(self._dial(attempt, self._upstreams, target, lambda _address: True))
 
     def _judge_name(self, attempt: Attempt) -> None:
         """The program connected to a synthetic address: what counts is the name behind it."""
         flow = attempt.flow
         request = Request(flow.host, None, flow.destination_port, process=_process(flow))
-        if self._upstreams.takes_names:
+        if self._upstreams.takes_names and flow.host != HOST_NAME:
             decision = self._policy.decide_by_name(request)
         else:
             answer = self._policy.decide(request)
@@ -211,7 +212,9 @@ class Forwarder:
             return last.allow
 
         target = Target(port=flow.destination_port, address=None, host=flow.host)
-        self._jobs.create_task(self._dial(attempt, target, permits))
+        # This name means the machine we run on; no proxy could know that.
+        upstreams = self._direct if flow.host == HOST_NAME else self._upstreams
+        self._jobs.create_task(self._dial(attempt, upstreams, target, permits))
 
     def _decide_address(self, flow: Flow, host: str | None, address: bytes) -> Decision:
         owned = self._host.owns(address[12:] if address.startswith(_MAPPED) else address)
@@ -261,11 +264,13 @@ class Forwarder:
     def _dial_failed(self, attempt: Attempt, code: int) -> None:
         self._refuse(attempt, code, _OUTCOMES.get(code, Outcome.UNREACHABLE), os.strerror(code))
 
-    async def _dial(self, attempt: Attempt, target: Target, permits: Callable[[str], bool]) -> None:
+    async def _dial(
+        self, attempt: Attempt, upstreams: Upstreams, target: Target, permits: Callable[[str], bool]
+    ) -> None:
         """By way of a proxy, or to a name."""
         flow = attempt.flow
         try:
-            dialled = await self._upstreams.dial(target, permits=permits)
+            dialled = await upstreams.dial(target, permits=permits)
         except DialError as error:
             if error.outcome is Outcome.DENIED:
                 flow.verdict = "deny"
@@ -358,13 +363,13 @@ class Forwarder:
         assert upstream_sock is not None
         relay = Relay(attempt.flow, client_sock, upstream_sock, self._pipes, self._relay_finished)
         self._relays.add(relay)
-        self._reactor.handlers[upstream_sock.fileno()] = relay.on_event
-        self._reactor.watch(client_sock.fileno(), EVENTS, relay.on_event)
+        self._reactor.handlers[upstream_sock.fileno()] = relay.on_upstream
+        self._reactor.watch(client_sock.fileno(), EVENTS, relay.on_client)
         if attempt.early:
             relay.preload(attempt.early)
         # The upstream's first edges were spent on the dial: look once without one.
-        if relay.on_event(0):
-            self._reactor.again(relay.on_event)
+        if relay.on_client(0):
+            self._reactor.again(relay.on_client)
 
     def _relay_finished(self, relay: Relay) -> None:
         self._relays.discard(relay)
@@ -415,6 +420,7 @@ class Forwarder:
             if sock is not None:
                 self._reactor.forget(sock.fileno())
                 sock.close()
+        self._direct.close()
         self._pipes.close()
         self._host.close()
 

@@ -43,6 +43,12 @@ class Settings:
     journal: Journal | None
 
 
+def prepare(settings: Settings) -> None:
+    """Load what the first DNS question would wait for (60 ms)."""
+    if settings.dns != "off":
+        DnsService(settings.dns, SyntheticPool()).prepare()
+
+
 def serve(wiring: Wiring, settings: Settings, channel: socket.socket) -> None:
     """Run until the supervisor says "finish" or is gone."""
     asyncio.run(_serve(wiring, settings, channel))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from netns_graft.linux.cable import Wiring
 
@@ -14,8 +14,13 @@ class BuildError(Exception):
     """The builder's last words."""
 
 
-def build_in_child(*, hold: bool, dns: bool, loopback_resolvers: Sequence[str]) -> Wiring:
-    """Fork, build F and W there, take over the sockets. Raises BuildError with what the kernel refused."""
+def build_in_child(
+    *, hold: bool, dns: bool, loopback_resolvers: Sequence[str], meanwhile: Callable[[], None]
+) -> Wiring:
+    """Fork, build F and W there, take over the sockets. Raises BuildError with what the kernel refused.
+
+    ``meanwhile`` runs here while the child works: there is a second core, and imports to do.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
@@ -23,6 +28,7 @@ def build_in_child(*, hold: bool, dns: bool, loopback_resolvers: Sequence[str]) 
         os._exit(_build(theirs, hold=hold, dns=dns, loopback_resolvers=loopback_resolvers))
     theirs.close()
     with ours:
+        meanwhile()
         try:
             wiring = Wiring.receive(ours)
         except (ValueError, KeyError):

@@ -28,9 +28,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from netns_graft.errors import GraftError
-from netns_graft.forwarder.serve import Settings, serve
+from netns_graft.forwarder.serve import Settings, prepare, serve
 from netns_graft.graft.builder import BuildError, build_in_child
 from netns_graft.linux import syscalls, userns
 
@@ -137,7 +138,12 @@ def _become_forwarder(
         _detach()
         user_ns_fd = _enter_user_ns(channel) if own_user_ns else None
         try:
-            wiring = build_in_child(hold=hold, dns=settings.dns != "off", loopback_resolvers=loopback_resolvers)
+            wiring = build_in_child(
+                hold=hold,
+                dns=settings.dns != "off",
+                loopback_resolvers=loopback_resolvers,
+                meanwhile=partial(prepare, settings),
+            )
         except BuildError as error:
             raise GraftError(f"cannot build the network namespaces: {error}") from None
         syscalls.set_not_dumpable()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 
 _NETLINK_ROUTE = 0
 _RTM_GETROUTE = 26
@@ -15,6 +16,8 @@ _NLM_F_REQUEST = 1
 _NLMSG_ERROR = 2
 _RTA_DST = 1
 _RTN_LOCAL, _RTN_BROADCAST, _RTN_ANYCAST, _RTN_MULTICAST = 2, 3, 4, 5
+_FRESH = 1.0  # seconds
+_KNOWN_LIMIT = 4096
 _OWN = frozenset((_RTN_LOCAL, _RTN_BROADCAST, _RTN_ANYCAST, _RTN_MULTICAST))
 
 
@@ -22,11 +25,26 @@ class HostAddresses:
     """Asks about addresses in the network namespace in which it was made."""
 
     def __init__(self) -> None:
+        self._known: dict[bytes, tuple[float, bool]] = {}
         self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_ROUTE)
         self._sock.bind((0, 0))
 
     def owns(self, address: bytes) -> bool:
-        """Would a packet to ``address`` (packed) be delivered to the host itself, or broadcast by it?"""
+        """Would a packet to ``address`` (packed) be delivered to the host itself, or broadcast by it?
+
+        An answer is good for ``_FRESH`` seconds: many connections go to one address.
+        """
+        now = time.monotonic()
+        known = self._known.get(address)
+        if known is not None and now - known[0] < _FRESH:
+            return known[1]
+        if len(self._known) >= _KNOWN_LIMIT:
+            self._known.clear()
+        owned = self._ask(address)
+        self._known[address] = (now, owned)
+        return owned
+
+    def _ask(self, address: bytes) -> bool:
         if len(address) == 4:
             family, bits = socket.AF_INET, 32
         else:
