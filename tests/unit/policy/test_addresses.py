@@ -108,7 +108,16 @@ def test_every_disguise_of_an_ipv4_address_is_protected_alike(address):
     assert kind(str(ipaddress.IPv6Address((0x2002 << 112) + (value << 80) + 7))) == plain
 
 
-@given(st.ip_addresses())
+disguised = st.builds(
+    lambda four, form: ipaddress.IPv6Address(form(int(four))),
+    st.sampled_from(["127.0.0.1", "169.254.169.254", "224.0.0.1", "255.255.255.255"]).map(
+        ipaddress.IPv4Address
+    ),
+    st.sampled_from([lambda n: n, lambda n: (0x64FF9B << 96) + n, lambda n: (0x2002 << 112) + (n << 80) + 7]),
+)
+
+
+@given(st.ip_addresses() | disguised)
 def test_the_range_of_a_protection_holds_its_address(address):
     address = canonical(address.packed)
     found = protection(4 if len(address) == 4 else 6, int.from_bytes(address))
