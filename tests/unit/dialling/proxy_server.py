@@ -239,6 +239,21 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(sock.getsockname()[1])
 
 
+@contextmanager
+def deaf_port(port: int = 0) -> Iterator[int]:
+    """A port of 127.0.0.1 whose queue is full: the kernel drops each further SYN, as a dead host would."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", port))
+        listener.listen(0)
+        address = listener.getsockname()
+        with socket.create_connection(address):
+            extra = socket.socket()
+            extra.setblocking(False)
+            extra.connect_ex(address)
+            with extra:
+                yield address[1]
+
+
 def descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
 

@@ -48,6 +48,10 @@ def test_what_is_no_name_is_not_put_before_the_resolver(host: str) -> None:
         asyncio.run(own.resolve(host))
 
 
+def test_an_ipv4_address_in_ipv6_clothes_is_given_as_what_it_is() -> None:
+    assert getaddrinfo("::ffff:10.0.0.1") == ["10.0.0.1"]
+
+
 def test_the_reserved_name_that_never_exists() -> None:
     with pytest.raises(socket.gaierror):
         asyncio.run(resolve("nowhere.invalid"))
@@ -76,7 +80,7 @@ def test_a_resolver_that_hangs_holds_neither_the_loop_nor_more_than_its_threads(
         return ["192.0.2.1"]
 
     async def main() -> None:
-        with resolver(look_up=look_up, threads=2, time_limit=0.05) as own:
+        with resolver(look_up=look_up, threads=2, time_limit=0.2) as own:
             answers = await asyncio.gather(
                 *(own.resolve(f"host{number}") for number in range(5)), return_exceptions=True
             )

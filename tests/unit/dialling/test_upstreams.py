@@ -23,6 +23,7 @@ from netns_graft.flow import Outcome
 from .proxy_server import (
     GREETING,
     Proxy,
+    deaf_port,
     descriptors,
     dial_error,
     echo,
@@ -394,12 +395,12 @@ def test_a_proxy_that_fails_is_passed_over(dead: str, text: str) -> None:
                 closed=free_port(), mute=mute, babble=babble, locked=locked.place, locked_out=locked_out.place
             )
             clock = Clock()
-            with upstreams(url, f"socks5://{good.place}", time_limit=0.1, clock=clock) as made:
+            with upstreams(url, f"socks5://{good.place}", time_limit=0.3, clock=clock) as made:
                 for _ in range(2):
                     dialled = await made.dial(Target(port, "127.0.0.1"), permits=anything)
                     assert dialled.upstream == f"socks5://{good.place}"
                     await converse(dialled)
-            with upstreams(url, time_limit=0.1) as made:
+            with upstreams(url, time_limit=0.3) as made:
                 assert text in str(await dial_error(made, Target(port, "127.0.0.1")))
 
     asyncio.run(main())
@@ -463,7 +464,7 @@ def test_one_flow_at_a_time_tries_a_dead_proxy_again() -> None:
     async def main() -> None:
         clock, good = Clock(), Proxy()
         async with serving(says(after=0, then_hang=True)) as mute, serving(echo) as port, good.running():
-            with upstreams(f"http://127.0.0.1:{mute}", f"socks5://{good.place}", clock=clock, time_limit=0.1) as made:
+            with upstreams(f"http://127.0.0.1:{mute}", f"socks5://{good.place}", clock=clock, time_limit=0.3) as made:
                 await converse(await made.dial(Target(port, "127.0.0.1"), permits=anything))
                 clock.now += 1.01
                 arrived: list[str] = []
@@ -521,6 +522,48 @@ def test_direct_as_the_last_resort_and_as_the_first_choice() -> None:
                 await converse(dialled)
                 error = await dial_error(made, Target(free_port(), "127.0.0.1"))
                 assert error.outcome is Outcome.REFUSED
+
+    asyncio.run(main())
+
+
+def test_a_direct_dial_into_the_void_gives_way_to_the_next_upstream() -> None:
+    async def main() -> None:
+        good = Proxy(names={"127.0.0.1": "127.0.0.2"})
+        async with serving(echo, "127.0.0.2") as port, good.running():
+            with deaf_port(port), upstreams("direct", f"http://{good.place}", time_limit=0.2) as made:
+                dialled = await made.dial(Target(port, "127.0.0.1"), permits=anything)
+                assert dialled.upstream == f"http://{good.place}"
+                await converse(dialled)
+
+    asyncio.run(main())
+
+
+def test_a_denial_here_says_nothing_of_a_proxy_that_is_down() -> None:
+    async def main() -> None:
+        clock, broken, good = Clock(), Proxy(login=("u", "p")), Proxy()
+        async with two(broken, good) as port:
+            urls = (f"socks5://{broken.place}", f"socks5://{good.place}")
+            with upstreams(*urls, names={NAME: ["127.0.0.1"]}, clock=clock) as made:
+                await converse(await made.dial(Target(port, "127.0.0.1"), permits=anything))
+                clock.now += 1.01
+                assert (await dial_error(made, Target(port, None, NAME), nothing)).outcome is Outcome.DENIED
+                await converse(await made.dial(Target(port, "127.0.0.1"), permits=anything))
+                assert broken.connections == 1
+
+    asyncio.run(main())
+
+
+def test_many_at_once() -> None:
+    async def main() -> None:
+        first, second = Proxy(login=("u", "p"), joined=True), Proxy(drip=True)
+        async with serving(echo) as port, first.running(), second.running():
+            with upstreams(f"http://{second.place},socks5://u:p@{first.place}") as made:
+
+                async def flow() -> None:
+                    await converse(await made.dial(Target(port, "127.0.0.1"), permits=anything))
+
+                await asyncio.gather(*(flow() for _ in range(64)))
+            assert (first.connections, second.connections) == (64, 64)
 
     asyncio.run(main())
 
