@@ -11,7 +11,7 @@ from netns_graft.cli.summary import print_summary
 from netns_graft.dialling import Credentials, Upstreams, parse_upstreams
 from netns_graft.dialling.credentials import PASSWORD_VARIABLE, USERNAME_VARIABLE
 from netns_graft.dns.resolv_conf import loopback_resolvers, resolv_conf_for_workload
-from netns_graft.errors import UsageError
+from netns_graft.errors import GraftError, UsageError
 from netns_graft.forwarder.serve import Settings
 from netns_graft.graft.supervisor import Plan, run
 from netns_graft.journal import Journal, Tally
@@ -39,12 +39,21 @@ def run_exec(options: GraftOptions, command: list[str]) -> int:
         loopback_resolvers=[] if mode == "off" else loopback_resolvers(host_text),
     )
     ending = run(plan)
-    tally = Tally.from_json(ending.tally) if ending.tally else Tally()
+    tally = _tally(ending.tally)
     if options.summary or (options.summary is None and sys.stderr.isatty()):
         print_summary(tally, sys.stderr)
     if options.fail_on_deny and tally.denied and ending.status == 0:
         return _DENIED
     return ending.status
+
+
+def _tally(text: str | None) -> Tally:
+    if text is not None:
+        try:
+            return Tally.from_json(text)
+        except ValueError:
+            pass
+    raise GraftError("the forwarder ended without its account of the flows")
 
 
 def _upstreams(options: GraftOptions) -> Upstreams:

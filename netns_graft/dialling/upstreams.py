@@ -163,11 +163,12 @@ class Upstreams:
 
     async def _resolve_target(self, host: str, permits: Permits, *, direct: bool) -> list[str]:
         if direct and host == HOST_NAME:
-            return list(HOST_LOOPBACK)  # policy has judged the name, and nobody but us says what it means
-        try:
-            addresses = await self._resolver.resolve(host)
-        except OSError as error:
-            raise resolve_error(error, host) from error
+            addresses = list(HOST_LOOPBACK)  # nobody but us says what it means
+        else:
+            try:
+                addresses = await self._resolver.resolve(host)
+            except OSError as error:
+                raise resolve_error(error, host) from error
         permitted = [address for address in addresses if permits(address)]
         if not permitted:
             text = f"{host} resolves to {', '.join(addresses[:ADDRESSES_LIMIT])}, which is not permitted"

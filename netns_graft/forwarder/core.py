@@ -27,14 +27,13 @@ from functools import partial
 from typing import Any
 
 from netns_graft.attribution import Attributor
-from netns_graft.dialling import DialError, Target, Upstreams, parse_upstreams
-from netns_graft.flow import Attribution, Flow, Outcome, Process
+from netns_graft.dialling import DialError
+from netns_graft.flow import Attribution, Flow, Outcome
 from netns_graft.forwarder.jobs import Jobs
 from netns_graft.forwarder.reactor import Reactor
+from netns_graft.forwarder.verdict import Judge, Ruling, packed
 from netns_graft.journal import Journal, Tally
 from netns_graft.linux.cable import Wiring
-from netns_graft.linux.routes import HostAddresses
-from netns_graft.policy import HOST_NAME, Decision, NeedsAddress, Policy, Request
 from netns_graft.relay import EVENTS, Pipes, Relay, reset_on_close
 from netns_graft.wire import ProtocolError, packet
 from netns_graft.wire.packet import Syn
@@ -74,30 +73,24 @@ class Forwarder:
         wiring: Wiring,
         *,
         workload: str,
-        policy: Policy,
-        upstreams: Upstreams,
+        judge: Judge,
         attributor: Attributor,
         journal: Journal | None,
         tally: Tally,
-        name_of: Callable[[str], tuple[str, str] | None],
         serve_dns: Callable[[Attempt, socket.socket], Coroutine[Any, Any, None]] | None,
         jobs: Jobs,
         reactor: Reactor,
     ) -> None:
         self._wiring = wiring
         self.workload = workload
-        self._policy = policy
-        self._upstreams = upstreams
-        self._direct = parse_upstreams([])
+        self._judge = judge
         self._attributor = attributor
         self._journal = journal
         self._tally = tally
-        self._name_of = name_of
         self._serve_dns = serve_dns
         self._jobs = jobs
         self._reactor = reactor
         self._pipes = Pipes()
-        self._host = HostAddresses()
         self._held: dict[Syn, Attempt] = {}
         self._accepted: set[Attempt] = set()
         self._relays: set[Relay] = set()
@@ -126,7 +119,7 @@ class Forwarder:
                 if len(self._held) < HELD_LIMIT:
                     attempt = Attempt(self.new_flow("tcp", socket.IPPROTO_TCP, *syn), syn, frame)
                     self._held[syn] = attempt
-                    self._judge(attempt)
+                    self._decide(attempt)
             elif attempt.injected is not None:
                 self._inject(attempt)  # the program asks again: ours was lost on the way
         return True
@@ -166,65 +159,19 @@ class Forwarder:
 
     # 3. Verdict
 
-    def _judge(self, attempt: Attempt) -> None:
+    def _decide(self, attempt: Attempt) -> None:
         flow, syn = attempt.flow, attempt.syn
         if self._serve_dns is not None and syn.target_port == 53:
             attempt.dns = True
             self._let_in(attempt)
             return
-        known = self._name_of(flow.destination_address)
-        if known is not None:
-            flow.host, flow.host_source = known
-        if flow.host_source == "synthetic":
-            self._judge_name(attempt)
-            return
-        decision = self._decide_address(flow, None, syn.target)
-        flow.verdict, flow.rule = ("allow" if decision.allow else "deny"), decision.rule
-        if not decision.allow:
-            self._deny(attempt)
-        elif self._upstreams.is_direct:
+        ruling = self._judge.rule(flow, syn.target)
+        if ruling is None:
+            self._refuse(attempt, errno.EACCES, Outcome.DENIED, None)
+        elif ruling.literal:
             self._dial_address(attempt)
         else:
-            target = Target(port=syn.target_port, address=flow.destination_address, host=None)
-            self._jobs.create_task(self._dial(attempt, self._upstreams, target, lambda _address: True))
-
-    def _judge_name(self, attempt: Attempt) -> None:
-        """The program connected to a synthetic address: what counts is the name behind it."""
-        flow = attempt.flow
-        request = Request(flow.host, None, flow.destination_port, process=_process(flow))
-        if self._upstreams.takes_names and flow.host != HOST_NAME:
-            decision = self._policy.decide_by_name(request)
-        else:
-            answer = self._policy.decide(request)
-            # Its addresses are resolved on the host at dialling; each of them is judged then.
-            decision = Decision(True, "default") if isinstance(answer, NeedsAddress) else answer
-        flow.verdict, flow.rule = ("allow" if decision.allow else "deny"), decision.rule
-        if not decision.allow:
-            self._deny(attempt)
-            return
-
-        last = decision
-
-        def permits(address: str) -> bool:
-            nonlocal last
-            last = self._decide_address(flow, flow.host, _packed(address))
-            flow.rule = last.rule
-            return last.allow
-
-        target = Target(port=flow.destination_port, address=None, host=flow.host)
-        # This name means the machine we run on; no proxy could know that.
-        upstreams = self._direct if flow.host == HOST_NAME else self._upstreams
-        self._jobs.create_task(self._dial(attempt, upstreams, target, permits))
-
-    def _decide_address(self, flow: Flow, host: str | None, address: bytes) -> Decision:
-        owned = self._host.owns(address[12:] if address.startswith(_MAPPED) else address)
-        request = Request(host, address, flow.destination_port, host_owned=owned, process=_process(flow))
-        answer = self._policy.decide(request)
-        assert isinstance(answer, Decision)
-        return answer
-
-    def _deny(self, attempt: Attempt) -> None:
-        self._refuse(attempt, errno.EACCES, Outcome.DENIED, None)
+            self._jobs.create_task(self._dial(attempt, ruling))
 
     # 4. Dial
 
@@ -264,19 +211,15 @@ class Forwarder:
     def _dial_failed(self, attempt: Attempt, code: int) -> None:
         self._refuse(attempt, code, _OUTCOMES.get(code, Outcome.UNREACHABLE), os.strerror(code))
 
-    async def _dial(
-        self, attempt: Attempt, upstreams: Upstreams, target: Target, permits: Callable[[str], bool]
-    ) -> None:
+    async def _dial(self, attempt: Attempt, ruling: Ruling) -> None:
         """By way of a proxy, or to a name."""
         flow = attempt.flow
         try:
-            dialled = await upstreams.dial(target, permits=permits)
+            dialled = await ruling.upstreams.dial(ruling.target, permits=ruling.permits)
         except DialError as error:
             if error.outcome is Outcome.DENIED:
                 flow.verdict = "deny"
-                self._deny(attempt)
-            else:
-                self._refuse(attempt, error.errno, error.outcome, str(error))
+            self._refuse(attempt, error.errno, error.outcome, str(error))
             return
         flow.upstream, flow.resolved = dialled.upstream, dialled.resolved
         attempt.upstream_sock, attempt.early = dialled.sock, dialled.early
@@ -330,7 +273,7 @@ class Forwarder:
                 raise
             client_sock.setblocking(False)
             name = client_sock.getsockname()
-            syn = Syn(_packed(peer[0]), peer[1], _packed(name[0]), name[1])
+            syn = Syn(packed(peer[0]), peer[1], packed(name[0]), name[1])
             attempt = self._held.get(syn)
             if attempt is None or attempt.injected is None:
                 self._accepted_first(syn, client_sock)
@@ -348,7 +291,7 @@ class Forwarder:
         if self._serve_dns is not None and syn.target_port == 53:
             self._begin_dns(attempt, client_sock)
         else:
-            self._judge(attempt)
+            self._decide(attempt)
 
     # 6. Relay
 
@@ -420,12 +363,8 @@ class Forwarder:
             if sock is not None:
                 self._reactor.forget(sock.fileno())
                 sock.close()
-        self._direct.close()
         self._pipes.close()
-        self._host.close()
-
-
-_MAPPED = b"\0" * 10 + b"\xff\xff"
+        self._judge.close()
 
 
 def _not_yet(_events: int) -> bool:
@@ -433,13 +372,5 @@ def _not_yet(_events: int) -> bool:
     return False
 
 
-def _process(flow: Flow) -> Process | None:
-    return flow.attribution.process if flow.attribution else None
-
-
 def _text(address: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
-
-
-def _packed(address: str) -> bytes:
-    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address.partition("%")[0])

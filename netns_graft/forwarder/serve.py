@@ -23,6 +23,7 @@ from netns_graft.forwarder.core import Forwarder
 from netns_graft.forwarder.jobs import Jobs
 from netns_graft.forwarder.names import Names
 from netns_graft.forwarder.reactor import Reactor
+from netns_graft.forwarder.verdict import Judge
 from netns_graft.journal import Journal, Tally
 from netns_graft.linux import proc
 from netns_graft.linux.cable import Wiring
@@ -71,12 +72,10 @@ async def _serve(wiring: Wiring, settings: Settings, channel: socket.socket) -> 
         forwarder = Forwarder(
             wiring,
             workload=settings.kind,
-            policy=settings.policy,
-            upstreams=settings.upstreams,
+            judge=Judge(settings.policy, settings.upstreams, names.name_of if names else lambda _address: None),
             attributor=attributor,
             journal=settings.journal,
             tally=tally,
-            name_of=names.name_of if names else lambda _address: None,
             serve_dns=names.serve_attempt if names else None,
             jobs=jobs,
             reactor=reactor,
@@ -84,7 +83,8 @@ async def _serve(wiring: Wiring, settings: Settings, channel: socket.socket) -> 
         if names is not None:
             names.attach(forwarder, reactor)
         channel.setblocking(False)
-        loop.add_reader(channel.fileno(), _on_message, channel, partial(_started, settings, attributor, forwarder), over)
+        started = partial(_started, settings, attributor, forwarder)
+        loop.add_reader(channel.fileno(), _on_message, channel, started, over)
         jobs.create_task(_sweep_for_ever(forwarder))
         finished = await over
         loop.remove_reader(channel.fileno())

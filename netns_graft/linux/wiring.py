@@ -4,9 +4,9 @@ Theory of operation. ``build`` runs in a throw-away process that may create netw
 namespace, or as root). It makes two of them:
 
 * **W**, the workload's: ``lo`` and ``eth0``, one address of each family with a full-length prefix, one default route.
-* **F**, the forwarder's: ``v0``, the other end, with the gateway's addresses, and no other interface. Whatever arrives on
-  ``v0`` is routed to ``lo`` by a rule of its own ("AnyIP", table 100), so that the TPROXY listener gets it with the
-  destination that the program asked for as its own local address.
+* **F**, the forwarder's: ``v0``, the other end, with the gateway's addresses, and no other interface. Whatever
+  arrives on ``v0`` is routed to ``lo`` by a rule of its own ("AnyIP", table 100), so that the TPROXY listener gets it
+  with the destination that the program asked for as its own local address.
 
 Point-to-point: the two addresses lie in the range that the contract reserves for synthetic names, which exists
 nowhere else, so no destination of the outside is shadowed. Neighbours are permanent entries: nobody asks
@@ -16,7 +16,7 @@ Everything that is not TCP, or DNS when we answer it, ends on arrival in F with 
 and has no other way out, whatever its rules say. F lives by its sockets alone: when the last process that holds them
 ends, the kernel destroys F, with it the veth, and W has no route.
 
-A SYN is held (see forwarder/held.py): the prerouting chain drops it unless its source address is ``mark``, a random
+A SYN is held (see forwarder/core.py): the prerouting chain drops it unless its source address is ``mark``, a random
 MAC that only our injection socket in W uses.
 """
 
