@@ -32,11 +32,13 @@ _FAMILY_CACHE = 256
 
 
 class Attributor:
-    """Answers for one workload. ``diag_sock`` was born in W (borrowed); ``workload_ns`` is W's inode."""
+    """Answers for one workload. ``diag_sock`` was born in W (borrowed); ``workload_ns`` is W's inode, and
+    ``workload_link`` the index of its eth0, for sockets that are bound to that."""
 
-    def __init__(self, diag_sock: socket.socket, workload_ns: int) -> None:
+    def __init__(self, diag_sock: socket.socket, workload_ns: int, workload_link: int = 0) -> None:
         self._diag_sock = diag_sock
         self._workload_ns = workload_ns
+        self._workload_link = workload_link
         self._root_pid: int | None = None
         self._recent: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._ancestors: OrderedDict[tuple[int, int], tuple[Parent, ...]] = OrderedDict()
@@ -61,7 +63,9 @@ class Attributor:
         self, protocol: int, source: bytes, source_port: int, target: bytes, target_port: int
     ) -> tuple[tuple[int, int] | None, str, tuple[NatStep, ...]]:
         try:
-            owner = sock_diag.find(self._diag_sock, protocol, source, source_port, target, target_port)
+            owner = sock_diag.find(
+                self._diag_sock, protocol, source, source_port, target, target_port, self._workload_link
+            )
             method = "sock_diag"
         except OSError:
             row = None

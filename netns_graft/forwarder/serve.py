@@ -60,7 +60,7 @@ async def _serve(wiring: Wiring, settings: Settings, channel: socket.socket) -> 
     over: asyncio.Future[bool] = loop.create_future()
     loop.set_exception_handler(lambda _loop, context: _fail_closed(context))
     workload_ns = os.fstat(wiring.workload_ns_fd).st_ino
-    attributor = Attributor(wiring.diag_sock, workload_ns)
+    attributor = Attributor(wiring.diag_sock, workload_ns, wiring.workload_link)
     tally = Tally()
     reactor = Reactor(loop)
     names = None

@@ -31,10 +31,12 @@ class Wiring:
     tap_sock: socket.socket | None = None  # packet socket on v0: sees SYNs, sends answers into W; None: accept first
     inject_sock: socket.socket | None = None  # packet socket on W's eth0: puts a held SYN back on the wire
     mark: bytes = b""  # the source MAC by which F knows such a SYN
+    workload_link: int = 0  # the index of eth0 in W
 
     def send(self, channel: socket.socket) -> None:
         """Hand everything over ``channel`` (a SOCK_SEQPACKET Unix socket) and keep nothing open here."""
-        fds, layout = [self.forwarder_ns_fd, self.workload_ns_fd], {"mark": self.mark.hex()}
+        fds = [self.forwarder_ns_fd, self.workload_ns_fd]
+        layout = {"mark": self.mark.hex(), "link": str(self.workload_link)}
         socks = [self.diag_sock, *self.listeners, *self.resolvers]
         layout |= {"listeners": str(len(self.listeners)), "resolvers": str(len(self.resolvers))}
         if self.tap_sock is not None and self.inject_sock is not None:
@@ -64,7 +66,7 @@ class Wiring:
         wiring.resolvers = [next(taken) for _ in range(int(layout["resolvers"]))]
         if "hold" in layout:
             wiring.tap_sock, wiring.inject_sock = next(taken), next(taken)
-        wiring.mark = bytes.fromhex(layout["mark"])
+        wiring.mark, wiring.workload_link = bytes.fromhex(layout["mark"]), int(layout["link"])
         for sock in wiring.sockets():
             sock.setblocking(sock is wiring.diag_sock)
         return wiring

@@ -6,7 +6,9 @@ message than the kernel takes to answer it, and this runs once per connection.
 
 Kernel facts: a socket in SYN_SENT is already found by its 4-tuple. An IPv4 look-up finds IPv4-mapped IPv6 sockets
 too. For UDP the kernel takes source and destination the other way round (udp_dump_one looks the socket up as the
-receiver of a packet), and it finds unconnected sockets by their local half. Proved in tests/platform.
+receiver of a packet), and it finds unconnected sockets by their local half. Where no connection has the addresses,
+it falls back to whoever listens on the source port: not the sender, so not an answer. A socket bound to an interface
+is found only by a question that names the interface; others are found whatever it names. Proved in tests/platform.
 """
 
 from __future__ import annotations
@@ -20,15 +22,17 @@ _NLM_F_REQUEST = 1
 _NLMSG_ERROR = 2
 _ANY_STATE = 0xFFFFFFFF
 _NO_COOKIE = 0xFFFFFFFF
+_TCP_LISTEN = 10
 # nlmsghdr; inet_diag_req_v2 up to the socket id; ports; then addresses, interface, cookie
 _HEAD = struct.pack("=IHHII", 72, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
-_TAIL = struct.pack("=III", 0, _NO_COOKIE, _NO_COOKIE)
+_TAIL = struct.Struct("=III")
 _PORTS = struct.Struct("!HH")
 _REQUEST = struct.Struct("=BBBBI")
 _TYPE = struct.Struct("=IH")
 # inet_diag_msg after its 52 bytes of head and id: expires, rqueue, wqueue, uid, inode
 _REST = struct.Struct("=IIIII")
 _REST_OFFSET = 16 + 4 + 48
+_STATE_OFFSET = 16 + 1
 _PAD = bytes(12)
 
 _PREFIXES = {
@@ -46,11 +50,18 @@ class SocketOwner(NamedTuple):
 
 
 def find(
-    diag_sock: socket.socket, protocol: int, source: bytes, source_port: int, target: bytes, target_port: int
+    diag_sock: socket.socket,
+    protocol: int,
+    source: bytes,
+    source_port: int,
+    target: bytes,
+    target_port: int,
+    interface: int = 0,
 ) -> SocketOwner | None:
     """The socket whose own address is ``source`` and whose peer is ``target`` (packed, 4 or 16 bytes), or None.
 
-    ``protocol`` is IPPROTO_TCP or IPPROTO_UDP. Inode 0 (a socket that no process holds any more) counts as None.
+    ``protocol`` is IPPROTO_TCP or IPPROTO_UDP; ``interface`` the index of the one that the packet went through (0:
+    sockets that are bound to one are not found). Inode 0 (a socket that no process holds any more) counts as None.
     Raises OSError when the kernel refuses the question itself.
     """
     if protocol == socket.IPPROTO_UDP:
@@ -61,7 +72,8 @@ def find(
         target += _PAD
     else:
         prefix = _PREFIXES[socket.AF_INET6, protocol]
-    diag_sock.send(prefix + _PORTS.pack(source_port, target_port) + source + target + _TAIL)
+    tail = _TAIL.pack(interface, _NO_COOKIE, _NO_COOKIE)
+    diag_sock.send(prefix + _PORTS.pack(source_port, target_port) + source + target + tail)
     reply = diag_sock.recv(4096)
     _length, kind = _TYPE.unpack_from(reply)
     if kind == _NLMSG_ERROR:
@@ -70,6 +82,8 @@ def find(
             return None
         raise OSError(-code, "sock_diag refused the question")
     if len(reply) < _REST_OFFSET + _REST.size:
+        return None
+    if protocol == socket.IPPROTO_TCP and reply[_STATE_OFFSET] == _TCP_LISTEN:
         return None
     *_queues, uid, inode = _REST.unpack_from(reply, _REST_OFFSET)
     return SocketOwner(inode, uid) if inode else None

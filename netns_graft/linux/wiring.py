@@ -77,7 +77,7 @@ def build(*, hold: bool, dns: bool, loopback_resolvers: Iterable[str] = ()) -> W
     tap_sock = packet.open_tap(_VETH, mark) if hold else None
 
     syscalls.setns(workload_ns_fd, syscalls.CLONE_NEWNET)
-    _wire_workload_side(ipv6)
+    workload_link = _wire_workload_side(ipv6)
     inject_sock = packet.open_injector("eth0") if tap_sock else None
     if tap_sock and not inject_sock:
         tap_sock.close()
@@ -92,7 +92,7 @@ def build(*, hold: bool, dns: bool, loopback_resolvers: Iterable[str] = ()) -> W
     _rules(port, mark if tap_sock else None, dns)
     syscalls.setns(workload_ns_fd, syscalls.CLONE_NEWNET)
     return Wiring(
-        forwarder_ns_fd, workload_ns_fd, diag_sock, listeners, resolvers, tap_sock, inject_sock, mark
+        forwarder_ns_fd, workload_ns_fd, diag_sock, listeners, resolvers, tap_sock, inject_sock, mark, workload_link
     )
 
 
@@ -170,9 +170,10 @@ def _wire_forwarder_side(workload_ns_fd: int, ipv6: bool) -> None:
             route.route("add", family=family, dst=everything, type="local", scope=254, oif=1, table=TABLE)
 
 
-def _wire_workload_side(ipv6: bool) -> None:
+def _wire_workload_side(ipv6: bool) -> int:
+    """Returns the index of eth0."""
     with IPRoute() as route:
-        index = route.link_lookup(ifname="eth0")[0]
+        index: int = route.link_lookup(ifname="eth0")[0]
         route.link("set", index=1, state="up")
         sides = [(socket.AF_INET, WORKLOAD_V4, 32, GATEWAY_V4)]
         if ipv6:
@@ -186,6 +187,7 @@ def _wire_workload_side(ipv6: bool) -> None:
             )
             # RTNH_F_ONLINK: the gateway lies in no prefix of ours, and need not
             route.route("add", family=family, dst="default", gateway=gateway, oif=index, flags=["onlink"])
+    return index
 
 
 def _address(route: Any, family: int, index: int, address: str, length: int) -> None:
