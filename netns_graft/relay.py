@@ -33,7 +33,17 @@ _LINGER_RESET = struct.pack("ii", 1, 0)
 _READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
+_PROGRAM, _DESTINATION = "the program", "the destination"
+
 Pipe = tuple[int, int]
+
+
+class _Broken(Exception):
+    """One side is broken, and which. A program that exits with data unread resets its connection, too."""
+
+    def __init__(self, error: OSError, side: str) -> None:
+        reset = error.errno in (errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN)
+        super().__init__(f"reset by {side}" if reset else f"{side}: {error.strerror}")
 
 
 class Pipes:
@@ -69,9 +79,10 @@ class Pipes:
 class _Direction:
     """One way of a flow: ``source_fd`` → pipe → ``target_sock``."""
 
-    __slots__ = ("done", "ended", "held", "pipe", "source_fd", "target_fd", "target_sock", "total")
+    __slots__ = ("done", "ended", "held", "pipe", "source_fd", "source_name", "target_fd", "target_sock", "total")
 
-    def __init__(self, source_sock: socket.socket, target_sock: socket.socket) -> None:
+    def __init__(self, source_sock: socket.socket, target_sock: socket.socket, source_name: str) -> None:
+        self.source_name = source_name
         self.source_fd = source_sock.fileno()
         self.target_fd = target_sock.fileno()
         self.target_sock = target_sock
@@ -104,8 +115,8 @@ class Relay:
         self.upstream_sock = upstream_sock
         self._pipes = pipes
         self._finished = finished
-        self._up = _Direction(client_sock, upstream_sock)
-        self._down = _Direction(upstream_sock, client_sock)
+        self._up = _Direction(client_sock, upstream_sock, _PROGRAM)
+        self._down = _Direction(upstream_sock, client_sock, _DESTINATION)
         self._closed = False
 
     def preload(self, early: bytes) -> None:
@@ -135,11 +146,10 @@ class Relay:
             # Every edge says "writable" too; it is news only to a direction that waits for it.
             if not events or inward.held:
                 more |= self._pump(inward)
-            if events & select.EPOLLERR and not more and self._failed():
-                self._end(Outcome.RESET, "connection reset")
-                return False
-        except OSError as error:
-            self._end(Outcome.RESET, error.strerror)
+            if events & select.EPOLLERR and not more:
+                self._check()
+        except _Broken as broken:
+            self._end(Outcome.RESET, str(broken))
             return False
         if outward.done and inward.done:
             self._end(Outcome.OK, None)
@@ -156,7 +166,7 @@ class Relay:
             self._end(Outcome.WORKLOAD_GONE, None)
 
     def _pump(self, way: _Direction) -> bool:
-        """Run one direction until EAGAIN or its end. True: stopped for fairness only. OSError: a side is broken."""
+        """Run one direction until EAGAIN or its end. True: stopped for fairness only. _Broken: a side is."""
         if way.done:
             return False
         for _ in range(_ROUNDS):
@@ -172,6 +182,8 @@ class Relay:
                 moved = os.splice(way.pipe[0], way.target_fd, way.held, flags=_SPLICE_FLAGS)
             except BlockingIOError:
                 return False
+            except OSError as error:
+                raise _Broken(error, _DESTINATION if way.source_name is _PROGRAM else _PROGRAM) from None
             way.held -= moved
             way.total += moved
             if not way.held:
@@ -180,16 +192,16 @@ class Relay:
         return True
 
     def _fill(self, way: _Direction) -> bool:
-        """Read once into a pipe. False: the source has nothing now."""
+        """Read once into a pipe. False: the source has nothing now. _Broken."""
         pipe = self._pipes.take()
         try:
             got = os.splice(way.source_fd, pipe[1], _CHUNK, flags=_SPLICE_FLAGS)
         except BlockingIOError:
             self._pipes.give_back(pipe, empty=True)
             return False
-        except OSError:
+        except OSError as error:
             self._pipes.give_back(pipe, empty=True)
-            raise
+            raise _Broken(error, way.source_name) from None
         if got == 0:
             self._pipes.give_back(pipe, empty=True)
             way.ended = True
@@ -200,12 +212,17 @@ class Relay:
 
     def _finish(self, way: _Direction) -> None:
         way.done = True
-        way.target_sock.shutdown(socket.SHUT_WR)
+        try:
+            way.target_sock.shutdown(socket.SHUT_WR)
+        except OSError as error:  # ENOTCONN: it has reset the connection meanwhile
+            raise _Broken(error, _DESTINATION if way.source_name is _PROGRAM else _PROGRAM) from None
 
-    def _failed(self) -> bool:
-        return any(
-            sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) for sock in (self.client_sock, self.upstream_sock)
-        )
+    def _check(self) -> None:
+        """An error event that no read or write has met yet, as on a half-closed side."""
+        for sock, name in ((self.client_sock, _PROGRAM), (self.upstream_sock, _DESTINATION)):
+            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if number:
+                raise _Broken(OSError(number, os.strerror(number)), name)
 
     def _end(self, outcome: Outcome, error: str | None) -> None:
         self._closed = True
