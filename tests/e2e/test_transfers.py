@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from lab import addresses as at
-from lab.grafting import Host, command_of, descendants, read_line
+from lab.grafting import Host, processes_of, read_line
 from lab.internet import eventually
 from lab.server_files import PAGE, SIZES
 
@@ -29,13 +29,6 @@ def upstream(request: pytest.FixtureRequest) -> str:
 def descriptors(pids: list[int]) -> int:
     """How many descriptors these processes hold together."""
     return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids)
-
-
-def our_processes(supervisor: int, program: str) -> list[int]:
-    """The processes of the graft that are ours: all but the command, which has ``program`` in its argv."""
-    inside = [pid for pid in descendants(supervisor) if program in " ".join(command_of(pid))
-              and "netns-graft" not in " ".join(command_of(pid))]  # fmt: skip
-    return [pid for pid in [supervisor, *descendants(supervisor)] if pid not in inside]
 
 
 @pytest.mark.timeout(300)
@@ -100,7 +93,7 @@ def test_2000_connections_leave_no_descriptor(
     ) as process:
         assert process.stdin is not None
         assert read_line(process) == "warm"
-        ours = our_processes(process.pid, "one_by_one.py")
+        ours = processes_of(process.pid, PYTHON).ours
         before = descriptors(ours)
         process.stdin.write(b"\n")
         process.stdin.flush()
@@ -122,7 +115,6 @@ def test_a_client_that_leaves(user_host: Host, programs: Path, proxy: str, order
     flows = user_host.flows_file()
     options = ["--flows", str(flows), *order, "--proxy", proxy]
     if hangs:  # only for the clients who do not wait for the end of a handshake
-        options[-1:] = [proxy]
         script = (
             "import socket,sys\n"
             "def go(linger):\n"
@@ -133,14 +125,12 @@ def test_a_client_that_leaves(user_host: Host, programs: Path, proxy: str, order
             "print('left', flush=True); sys.stdin.readline()\n"
         )
         command = [PYTHON, "-c", script, at.WEB]
-        mark = "linger"
     else:
         command = [PYTHON, str(programs / "leave.py"), at.WEB, "80", at.BLACKHOLE, str(at.HOLD)]
-        mark = "leave.py"
     with user_host.started(options, *command) as process:
         assert process.stdin is not None
         assert read_line(process) == "warm"
-        ours = our_processes(process.pid, mark)
+        ours = processes_of(process.pid, PYTHON).ours
         before = descriptors(ours)
         process.stdin.write(b"\n")
         process.stdin.flush()

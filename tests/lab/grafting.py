@@ -193,6 +193,21 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """The processes of a running graft: ours, the supervisor first, and the command's."""
+
+    ours: list[int]
+    command: list[int]
+
+
+def processes_of(supervisor: int, argv0: str) -> Processes:
+    """All processes of the graft whose command, and every process of the command's, has ``argv0``."""
+    below = descendants(supervisor)
+    command = [pid for pid in below if command_of(pid)[:1] == [argv0]]
+    return Processes([supervisor, *(pid for pid in below if pid not in command)], command)
+
+
 def command_of(pid: int) -> list[str]:
     """argv of a process, empty when it is gone or a zombie."""
     try:

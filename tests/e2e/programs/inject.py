@@ -1,4 +1,4 @@
-"""Frames of every kind, put on the wire by a packet socket. Usage: inject.py ADDRESS4 ADDRESS6  (CAP_NET_RAW)
+"""Frames of every kind, put on the wire by a packet socket. Usage: inject.py ADDRESS4 ADDRESS6 DENIED4  (CAP_NET_RAW)
 
 What a hostile workload could do with its end of the cable. Prints the number of frames sent.
 """
@@ -7,7 +7,7 @@ import socket
 import struct
 import sys
 
-four, six = sys.argv[1:3]
+four, six, denied = sys.argv[1:4]
 
 
 def checksum(data: bytes) -> int:
@@ -95,18 +95,18 @@ for source in (mine6, "2001:db8:1::10", "2001:db8:9::9"):
 packets.append((0x0806, bytes.fromhex("0001080006040001") + bytes(20)))  # ARP
 packets.append((0x88B5, b"not even IP"))
 
+# A connection by hand is a connection, and judged like one: so to where a rule forbids it, from our own address and
+# from others', and with the mark of a SYN that the forwarder itself has let through.
 syn = struct.pack("!HHIIBBHHH", 4001, 80, 1, 0, 0x50, 0x02, 1000, 0, 0)
-marked = [(0x0800, ipv4(mine, four, 6, syn))]  # as if the forwarder itself had let it through
+packets += [(0x0800, ipv4(source, denied, 6, syn)) for source in (mine, "192.0.2.10", "203.0.113.200")]
 
 sent = 0
 with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as sock:
     sock.bind((interface(), 3))
     own, peer = sock.getsockname()[4], neighbour(sock)
     for destination in (peer, b"\xff" * 6, b"\x33\x33\0\0\0\x01", b"\x01\0\x5e\0\0\xfb"):
-        for ethertype, packet in packets:
-            sock.send(destination + own + struct.pack("!H", ethertype) + packet)
-            sent += 1
-    for ethertype, packet in marked:
-        sock.send(peer + b"\x02GRAFT" + struct.pack("!H", ethertype) + packet)
-        sent += 1
+        for source in (own, b"\x02GRAFT", peer):
+            for ethertype, packet in packets:
+                sock.send(destination + source + struct.pack("!H", ethertype) + packet)
+                sent += 1
 print(sent)
