@@ -24,8 +24,8 @@ from netns_graft.dialling.resolver import Resolver
 from netns_graft.dialling.url import DIRECT, Hop, Scheme, parse_chain
 from netns_graft.errors import ConfigError
 from netns_graft.flow import Outcome
+from netns_graft.policy.names import HOST_NAME
 
-HOST_NAME = "host.containers.internal"  # the host itself, as podman calls it
 HOST_LOOPBACK = ("127.0.0.1", "::1")
 
 TIME_LIMIT = 30.0  # seconds for the connection to a proxy, and again for each handshake

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import random
 import socket
 import struct
 import time
@@ -98,7 +99,7 @@ class Proxy:
 
     ``login``: what it demands. ``names``: how it resolves. ``reply``: a SOCKS5 reply code, a SOCKS4 one or an HTTP
     status line instead of connecting. ``drip``: answers byte by byte. ``joined``: the answer and the destination's
-    greeting in one segment.
+    greeting in one segment. ``leads_to``: where it goes, whatever it is asked for.
     """
 
     def __init__(
@@ -109,7 +110,9 @@ class Proxy:
         reply: int | str | None = None,
         drip: bool = False,
         joined: bool = False,
+        leads_to: tuple[str, int] | None = None,
     ) -> None:
+        self.leads_to = leads_to
         self.login, self.names, self.reply, self.drip, self.joined = login, names or {}, reply, drip, joined
         self.asked: list[tuple[str, int]] = []
         self.requests: list[bytes] = []
@@ -133,7 +136,8 @@ class Proxy:
             return
         host, port, granted = asked
         self.asked.append((host, port))
-        far_reader, far_writer = await asyncio.open_connection(self.names.get(host, host), port)
+        far = self.leads_to or (self.names.get(host, host), port)
+        far_reader, far_writer = await asyncio.open_connection(*far)
         try:
             if self.joined:
                 granted += await far_reader.readexactly(len(GREETING))
@@ -233,17 +237,21 @@ async def receive(sock: socket.socket, size: int) -> bytes:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port at which nobody answers."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
-        sock.bind((host, 0))
-        return int(sock.getsockname()[1])
+    """A port at which nobody answers, below those that the kernel hands out by itself (32768 and up)."""
+    while True:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+            try:
+                sock.bind((host, random.randrange(20000, 32000)))
+            except OSError:
+                continue
+            return int(sock.getsockname()[1])
 
 
 @contextmanager
-def deaf_port(port: int = 0) -> Iterator[int]:
+def deaf_port() -> Iterator[int]:
     """A port of 127.0.0.1 whose queue is full: the kernel drops each further SYN, as a dead host would."""
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", port))
+        listener.bind(("127.0.0.1", 0))
         listener.listen(0)
         address = listener.getsockname()
         with socket.create_connection(address):

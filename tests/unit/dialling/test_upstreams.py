@@ -248,10 +248,15 @@ def test_a_name_that_is_none_reaches_nobody(scheme: str, host: str) -> None:
 def test_the_host_by_the_name_that_containers_know_it_by(listening: str) -> None:
     async def main() -> None:
         async with serving(echo, listening) as port:
+            target = Target(port, None, "host.containers.internal")
             with upstreams("direct") as made:
-                dialled = await made.dial(Target(port, None, "host.containers.internal"), permits=nothing)
-                assert dialled.resolved == listening
-                await converse(dialled)
+                for permits in (anything, listening.__eq__):
+                    dialled = await made.dial(target, permits=permits)
+                    assert dialled.resolved == listening
+                    await converse(dialled)
+                assert (await dial_error(made, target, nothing)).outcome is Outcome.DENIED
+                error = await dial_error(made, target, listening.__ne__)
+                assert error.outcome is Outcome.REFUSED  # the other loopback, where nobody listens
 
     asyncio.run(main())
 
@@ -528,10 +533,9 @@ def test_direct_as_the_last_resort_and_as_the_first_choice() -> None:
 
 def test_a_direct_dial_into_the_void_gives_way_to_the_next_upstream() -> None:
     async def main() -> None:
-        good = Proxy(names={"127.0.0.1": "127.0.0.2"})
-        async with serving(echo, "127.0.0.2") as port, good.running():
-            with deaf_port(port), upstreams("direct", f"http://{good.place}", time_limit=0.2) as made:
-                dialled = await made.dial(Target(port, "127.0.0.1"), permits=anything)
+        async with serving(echo) as port, Proxy(leads_to=("127.0.0.1", port)).running() as good:
+            with deaf_port() as deaf, upstreams("direct", f"http://{good.place}", time_limit=0.2) as made:
+                dialled = await made.dial(Target(deaf, "127.0.0.1"), permits=anything)
                 assert dialled.upstream == f"http://{good.place}"
                 await converse(dialled)
 
