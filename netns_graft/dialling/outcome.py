@@ -59,6 +59,7 @@ class DialError(Exception):
         self.outcome = outcome
         self.errno = number
         self.blame = blame
+        self.upstream: str | None = None  # label of the upstream that it is about, the last one tried
 
 
 # What connect(2) says → what the flow's record says, and what the program is told.

@@ -101,6 +101,7 @@ class Upstreams:
             try:
                 dialled = await self._dial_by(upstream, host, target.port, permits)
             except DialError as error:
+                error.upstream = upstream.label
                 if error.blame is Blame.PROXY:
                     upstream.failed(began, self._clock())
                 elif error.blame is Blame.TARGET:
@@ -115,7 +116,9 @@ class Upstreams:
         if len(failures) == 1:
             raise last
         text = "; ".join(str(failure) for failure in failures)
-        raise DialError(text, last.outcome, last.errno, last.blame) from last
+        summary = DialError(text, last.outcome, last.errno, last.blame)
+        summary.upstream = last.upstream
+        raise summary from last
 
     async def check(self) -> None:
         """Raise ``ConfigError`` when the name of a proxy that this host has to resolve has no address."""

@@ -182,6 +182,7 @@ def test_direct() -> None:
                 await converse(dialled)
                 error = await dial_error(made, Target(free_port(), "127.0.0.1"))
                 assert (error.outcome, error.errno) == (Outcome.REFUSED, errno.ECONNREFUSED)
+                assert error.upstream == "direct"
                 error = await dial_error(made, Target(port, None, "nowhere.test"))
                 assert (error.outcome, error.errno) == (Outcome.UNREACHABLE, errno.EHOSTUNREACH)
 
@@ -502,6 +503,7 @@ def test_when_all_are_down_they_are_tried_anyway_and_the_error_tells_of_each() -
                 for _ in range(2):
                     error = await dial_error(made, Target(port, "127.0.0.1"))
                     assert error.outcome is Outcome.UPSTREAM_AUTH
+                    assert error.upstream == f"http://{proxy.place}"
                     assert str(error).startswith(f"{dead}: connect to ")
                     assert f"; http://{proxy.place}: " in str(error)
                 assert proxy.connections == 2
