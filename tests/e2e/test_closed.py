@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from lab import addresses as at
-from lab.grafting import Host, command_of, processes_of, read_line
+from lab.grafting import Host, command_of, processes_of, read_line, state_of
 from lab.internet import eventually
 from lab.sniffer import Frame, Sniffer
 
@@ -185,14 +185,22 @@ def test_killed(host: Host, which: str) -> None:
             assert opened(sniffer.seen()) == []
 
 
-def test_a_stopped_command_does_not_outlive_its_graft(user_host: Host) -> None:
-    """Stopped, it cannot act on any signal but one: it is ended all the same."""
+def test_a_stopped_command_finds_no_way_out_either(user_host: Host) -> None:
+    """Its forwarder dies while it is stopped. Let go on by itself it has no network, and with its graft it ends."""
     with user_host.started([], PYTHON, "-c", RESTLESS, at.WEB) as process:
         assert read_line(process) == "open"
         graft = processes_of(process.pid, PYTHON)
         os.kill(graft.command[0], signal.SIGSTOP)
+        assert eventually(lambda: state_of(graft.command[0]) == "T")
         os.kill(graft.ours[1], signal.SIGKILL)
-        assert eventually(lambda: command_of(graft.command[0]) == [])
+        assert eventually(lambda: state_of(graft.ours[1]) in (None, "Z"))
+        with Sniffer(user_host.lab) as sniffer:
+            os.kill(graft.command[0], signal.SIGCONT)
+            process.send_signal(signal.SIGCONT)
+            out, err = process.communicate(timeout=20)
+            assert command_of(graft.command[0]) == []
+            assert opened(sniffer.seen()) == []
+        assert process.returncode not in (0, None), (out, err)
 
 
 def test_a_daemon_left_inside_has_no_network(host: Host, programs: Path) -> None:

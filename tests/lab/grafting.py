@@ -217,6 +217,15 @@ def command_of(pid: int) -> list[str]:
         return []
 
 
+def state_of(pid: int) -> str | None:
+    """The letter of the process's state (``T`` stopped, ``Z`` a zombie); None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return None
+
+
 def namespace_of(pid: int, kind: str = "net") -> str | None:
     """Which namespace a process is in, as the kernel names it; None when it is gone."""
     try:
