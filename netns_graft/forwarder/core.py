@@ -219,6 +219,8 @@ class Forwarder:
         except DialError as error:
             if error.outcome is Outcome.DENIED:
                 flow.verdict = "deny"
+            else:
+                flow.upstream = error.upstream
             self._refuse(attempt, error.errno, error.outcome, str(error))
             return
         flow.upstream, flow.resolved = dialled.upstream, dialled.resolved
