@@ -157,11 +157,11 @@ def test_udp_unconnected(family: int, bound: bool) -> None:
 @in_own_namespaces
 def test_udp_the_exchange_is_needed() -> None:
     """Asked the other way round the kernel would look for a socket on the peer's port. One listens there."""
-    with silent_network(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as trap:
-            trap.bind(("0.0.0.0", 53))
-            sock.connect((REMOTE[socket.AF_INET], 53))
-            assert find(UDP, sock.getsockname(), (REMOTE[socket.AF_INET], 53)) == owner(sock)
+    kind = socket.SOCK_DGRAM
+    with silent_network(), socket.socket(socket.AF_INET, kind) as sock, socket.socket(socket.AF_INET, kind) as trap:
+        trap.bind(("0.0.0.0", 53))
+        sock.connect((REMOTE[socket.AF_INET], 53))
+        assert find(UDP, sock.getsockname(), (REMOTE[socket.AF_INET], 53)) == owner(sock)
 
 
 @in_own_namespaces
