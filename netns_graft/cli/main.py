@@ -22,6 +22,7 @@ A network for commands that nobody has to trust, and that tells you which proces
 
   netns-graft exec [OPTIONS] [--] COMMAND [ARG...]   run a command in a graft
   netns-graft demo                                   see it work, on this machine alone
+  netns-graft doctor [--json]                        what on this host helps or hinders, and the cure
 
   netns-graft COMMAND --help                         what a command takes
   netns-graft --version | --help
@@ -100,7 +101,13 @@ def _demo(argv: Sequence[str]) -> int:
     return run_demo()
 
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"exec": _exec, "demo": _demo}
+def _doctor(argv: Sequence[str]) -> int:
+    from netns_graft.cli.doctor import run_doctor
+
+    return run_doctor(argv)
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"exec": _exec, "demo": _demo, "doctor": _doctor}
 
 
 def _unknown(name: str) -> UsageError:
