@@ -156,6 +156,11 @@ class Relay:
             return False
         return more
 
+    @property
+    def carried(self) -> tuple[int, int]:
+        """Bytes delivered so far: (from the program, to the program)."""
+        return self._up.total, self._down.total
+
     def stop(self) -> None:
         """The workload is gone: end now. What the program had finished saying counts as an ordinary end."""
         if self._closed:

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
 
 from netns_graft.errors import UsageError
-from netns_graft.policy import Policy, parse_quick_rules
+from netns_graft.options import GraftOptions, GraftParser, add_graft_options, graft_options
 
 _EXEC_EPILOG = """\
 A PATTERN is host[:port], *.host[:port] (names under host, not host itself), cidr[:port],
@@ -32,30 +30,6 @@ command may not be executed; 127 it was not found; 2 wrong usage; 78 with --fail
 """
 
 
-@dataclass(slots=True, frozen=True)
-class GraftOptions:
-    """What the graft options say.
-
-    ``proxies``: one item for each ``--proxy``, a URL or a chain joined by commas, to be tried in this order.
-    ``policy`` is made of ``rules`` (("allow" | "deny", pattern) in the order given) and ``default``. ``dns``
-    None: not told, then synthetic when a rule names a host or a proxy takes names, else forward. ``flows``
-    "-" is stderr. ``summary`` None: when stderr is a terminal. ``environ`` is where the proxies' login may
-    stand.
-    """
-
-    policy: Policy
-    proxies: tuple[str, ...] = field(default=(), repr=False)  # passwords
-    proxy_credentials: str | None = None
-    default: str = "allow"
-    rules: tuple[tuple[str, str], ...] = ()
-    dns: str | None = None
-    flows: str | None = None
-    fail_on_deny: bool = False
-    summary: bool | None = None
-    accept_first: bool = False
-    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-
 def parse_exec(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[GraftOptions, list[str]]:
     """What follows ``netns-graft exec``: the options and the command with its arguments.
 
@@ -69,20 +43,7 @@ def parse_exec(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[GraftOp
     given = exec_parser().parse_args(_joined(ours))
     if not command:
         raise UsageError("exec: no command to run", hint="netns-graft exec [OPTIONS] [--] COMMAND [ARG...]")
-    options = GraftOptions(
-        policy=parse_quick_rules(given.rules, given.default),
-        proxies=tuple(given.proxies),
-        proxy_credentials=given.proxy_credentials,
-        default=given.default,
-        rules=tuple(given.rules),
-        dns=given.dns,
-        flows=given.flows,
-        fail_on_deny=given.fail_on_deny,
-        summary=given.summary,
-        accept_first=given.accept_first,
-        environ=environ,
-    )
-    return options, command
+    return graft_options(given, environ), command
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -115,7 +76,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def exec_parser() -> argparse.ArgumentParser:
     """The graft options with their help texts; ``parse_args`` raises ``UsageError``."""
-    parser = _Parser(
+    parser = GraftParser(
         prog="netns-graft exec",
         usage="netns-graft exec [OPTIONS] [--] COMMAND [ARG...]",
         description="Run COMMAND with a network of its own; every flow is decided on, sent on and recorded.",
@@ -125,46 +86,7 @@ def exec_parser() -> argparse.ArgumentParser:
         add_help=False,
     )
     add = parser.add_argument
-    add(
-        "--proxy",
-        action="append",
-        default=[],
-        dest="proxies",
-        metavar="URL[,URL...]",
-        type=_not_empty,
-        help="where allowed flows leave (direct unless told); commas make a chain, a repeated option is the "
-        "next to try when one is down",
-    )
-    add(
-        "--proxy-credentials",
-        metavar="FILE",
-        type=_not_empty,
-        help="user and password of proxies: lines of user:password or HOST:PORT user:password",
-    )
-    add(
-        "--default",
-        default="allow",
-        metavar="allow|deny",
-        type=_one_of("allow", "deny"),
-        help="verdict when no rule matches (allow)",
-    )
-    for action in ("allow", "deny"):
-        add(
-            f"--{action}",
-            action=_Rule,
-            default=[],
-            dest="rules",
-            metavar="PATTERN",
-            help=f"{action} what matches",
-        )
-    add(
-        "--dns",
-        metavar="synthetic|forward|off",
-        type=_one_of("synthetic", "forward", "off"),
-        help="synthetic: each name gets an address of its own, so flows carry names; forward: ask the host's "
-        "resolvers. synthetic when a rule names a host or a proxy takes names, else forward",
-    )
-    add("--flows", metavar="FILE", type=_not_empty, help="append one JSON object per flow; - is stderr")
+    add_graft_options(parser)
     add(
         "--fail-on-deny",
         action="store_true",
@@ -177,47 +99,8 @@ def exec_parser() -> argparse.ArgumentParser:
         help="a table of flows on stderr at the end (on a terminal)",
     )
     add("--no-summary", action="store_false", dest="summary", help="no table")
-    add(
-        "--accept-first",
-        action="store_true",
-        help="accept a program's connection before its upstream is reached",
-    )
     add("-h", "--help", action="help", help="show this and exit")
     return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors are ours: one line and a hint, printed in one place."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "), hint=f"{self.prog} --help")
-
-
-class _Rule(argparse.Action):
-    """``--allow`` and ``--deny`` make one list: their order among each other is what they mean."""
-
-    def __call__(
-        self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
-        assert option is not None
-        namespace.rules = [*namespace.rules, (option.removeprefix("--"), values)]
-
-
-def _one_of(*choices: str) -> Callable[[str], str]:
-    """argparse's own ``choices`` words its error differently in each Python."""
-
-    def check(text: str) -> str:
-        if text not in choices:
-            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(choices)}")
-        return text
-
-    return check
-
-
-def _not_empty(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("the value is empty")
-    return text
 
 
 @functools.cache

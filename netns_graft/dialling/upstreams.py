@@ -86,7 +86,12 @@ class Upstreams:
         self.takes_names = all(upstream.takes_names for upstream in self._upstreams)
 
     def __repr__(self) -> str:
-        return f"Upstreams({[upstream.label for upstream in self._upstreams]})"
+        return f"Upstreams({self.labels})"
+
+    @property
+    def labels(self) -> list[str]:
+        """In order of preference, without credentials."""
+        return [upstream.label for upstream in self._upstreams]
 
     async def dial(self, target: Target, *, permits: Callable[[str], bool]) -> Dialled:
         """Open a way to ``target``. Raises ``DialError``.

@@ -31,6 +31,7 @@ from netns_graft.dialling import DialError
 from netns_graft.flow import Attribution, Flow, Outcome
 from netns_graft.forwarder.jobs import Jobs
 from netns_graft.forwarder.reactor import Reactor
+from netns_graft.forwarder.status import Recent
 from netns_graft.forwarder.verdict import Judge, Ruling, packed
 from netns_graft.journal import Journal, Tally
 from netns_graft.linux.cable import Wiring
@@ -73,20 +74,24 @@ class Forwarder:
         wiring: Wiring,
         *,
         workload: str,
+        container_id: str | None = None,
         judge: Judge,
         attributor: Attributor,
         journal: Journal | None,
         tally: Tally,
+        recent: Recent,
         serve_dns: Callable[[Attempt, socket.socket], Coroutine[Any, Any, None]] | None,
         jobs: Jobs,
         reactor: Reactor,
     ) -> None:
         self._wiring = wiring
         self.workload = workload
+        self._container_id = container_id
         self._judge = judge
         self._attributor = attributor
         self._journal = journal
         self._tally = tally
+        self._recent = recent
         self._serve_dns = serve_dns
         self._jobs = jobs
         self._reactor = reactor
@@ -152,6 +157,7 @@ class Forwarder:
             destination_address=_text(target),
             destination_port=target_port,
             started=time.time(),
+            container_id=self._container_id,
             ticks=ticks,
         )
         flow.attribution = attribution or self._attributor.who(number, source, source_port, target, target_port)
@@ -329,6 +335,15 @@ class Forwarder:
         if self._journal is not None:
             self._journal.write(flow)
         self._tally.add(flow)
+        self._recent.add(flow)
+
+    def under_way(self) -> tuple[int, int, int]:
+        """(flows, bytes sent, bytes received) of what has begun and not ended."""
+        sent = received = 0
+        for relay in self._relays:
+            out, back = relay.carried
+            sent, received = sent + out, received + back
+        return len(self._held) + len(self._accepted) + len(self._relays), sent, received
 
     def _drop(self, attempt: Attempt) -> None:
         self._accepted.discard(attempt)

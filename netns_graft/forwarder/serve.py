@@ -1,47 +1,50 @@
-"""The forwarder's process, once F and W exist: one asyncio loop until the workload has ended.
+"""The forwarder's process, once F and W exist: one asyncio loop until the workload is over.
 
-``channel`` is the supervisor's: it says which process is the workload's first, and when to finish; its end of file
-means that the supervisor was killed, and then nothing of the workload may stay.
+When that is, its ``Life`` says: a supervisor's word for ``exec``, the last process's end for a container.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from netns_graft.attribution import Attributor
 from netns_graft.dialling import Upstreams
+from netns_graft.dns.resolv_conf import ResolvConf
 from netns_graft.dns.service import DnsService
 from netns_graft.dns.synthetic import SyntheticPool
 from netns_graft.forwarder.core import Forwarder
 from netns_graft.forwarder.jobs import Jobs
+from netns_graft.forwarder.life import Life
 from netns_graft.forwarder.names import Names
 from netns_graft.forwarder.reactor import Reactor
+from netns_graft.forwarder.status import Answer, Message, Recent, StatusSocket
 from netns_graft.forwarder.verdict import Judge
 from netns_graft.journal import Journal, Tally
-from netns_graft.linux import proc
 from netns_graft.linux.cable import Wiring
 from netns_graft.policy import Policy
 
 _SWEEP = 1.0  # seconds between looks at abandoned handshakes
-_CHUNK = 60_000  # bytes of the tally per message
 
 
 @dataclass(slots=True)
 class Settings:
-    """What one workload's forwarder works by."""
+    """What one workload's forwarder works by. ``policy_text`` and ``upstream_text`` are for people."""
 
-    kind: str  # with the first process's pid it names the workload: "exec" → "exec-4242"
+    kind: str  # "exec", "container", "build"
     policy: Policy
     upstreams: Upstreams
     dns: Literal["synthetic", "forward", "off"]
     journal: Journal | None
+    policy_text: str = ""
+    upstream_text: str = ""
+    resolvers: str | ResolvConf = "/etc/resolv.conf"
+    container_id: str | None = None
+    container_name: str | None = None
 
 
 def prepare(settings: Settings) -> None:
@@ -50,57 +53,112 @@ def prepare(settings: Settings) -> None:
         DnsService(settings.dns, SyntheticPool()).prepare()
 
 
-def serve(wiring: Wiring, settings: Settings, channel: socket.socket) -> None:
-    """Run until the supervisor says "finish" or is gone."""
-    asyncio.run(_serve(wiring, settings, channel))
+def serve(wiring: Wiring, settings: Settings, life: Life, status: Callable[[str], StatusSocket | None]) -> None:
+    """Run until ``life`` says that the workload is over. ``status`` gives the socket for a workload's name."""
+    asyncio.run(_Service(wiring, settings, life, status).run())
 
 
-async def _serve(wiring: Wiring, settings: Settings, channel: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    over: asyncio.Future[bool] = loop.create_future()
-    loop.set_exception_handler(lambda _loop, context: _fail_closed(context))
-    workload_ns = os.fstat(wiring.workload_ns_fd).st_ino
-    attributor = Attributor(wiring.diag_sock, workload_ns, wiring.workload_link)
-    tally = Tally()
-    reactor = Reactor(loop)
-    names = None
-    async with asyncio.TaskGroup() as tasks:
-        jobs = Jobs(tasks)
-        if settings.dns != "off":
-            service = DnsService(settings.dns, SyntheticPool(), allows=_allows(settings.policy))
-            names = Names(service, wiring.resolvers, jobs)
-        forwarder = Forwarder(
-            wiring,
-            workload=settings.kind,
-            judge=Judge(settings.policy, settings.upstreams, names.name_of if names else lambda _address: None),
-            attributor=attributor,
-            journal=settings.journal,
-            tally=tally,
-            serve_dns=names.serve_attempt if names else None,
-            jobs=jobs,
-            reactor=reactor,
-        )
+class _Service:
+    """One run of a forwarder; what ``life.Running`` promises."""
+
+    over: asyncio.Future[None]
+
+    def __init__(
+        self, wiring: Wiring, settings: Settings, life: Life, status: Callable[[str], StatusSocket | None]
+    ) -> None:
+        self._wiring = wiring
+        self._settings = settings
+        self._life = life
+        self._open_status = status
+        self._status: StatusSocket | None = None
+        self.workload_ns = os.fstat(wiring.workload_ns_fd).st_ino
+        self._attributor = Attributor(wiring.diag_sock, self.workload_ns, wiring.workload_link)
+        self._tally = Tally()
+        self._recent = Recent()
+        self._root_pid: int | None = None
+        self._began = time.time()
+        self._answers: dict[str, Answer] = {"status": self._tell}
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, context: _fail_closed(context))
+        self.over = loop.create_future()
+        settings = self._settings
+        reactor = Reactor(loop)
+        names = None
+        async with asyncio.TaskGroup() as tasks:
+            self._jobs = jobs = Jobs(tasks)
+            if settings.dns != "off":
+                service = DnsService(
+                    settings.dns, SyntheticPool(), settings.resolvers, allows=_allows(settings.policy)
+                )
+                names = Names(service, self._wiring.resolvers, jobs)
+            self._forwarder = Forwarder(
+                self._wiring,
+                workload=settings.kind,
+                container_id=settings.container_id,
+                judge=Judge(settings.policy, settings.upstreams, names.name_of if names else lambda _address: None),
+                attributor=self._attributor,
+                journal=settings.journal,
+                tally=self._tally,
+                recent=self._recent,
+                serve_dns=names.serve_attempt if names else None,
+                jobs=jobs,
+                reactor=reactor,
+            )
+            if names is not None:
+                names.attach(self._forwarder, reactor)
+            self._answers |= self._life.watch(self)
+            jobs.create_task(_sweep_for_ever(self._forwarder))
+            await self.over
+            self._life.end()
+            self._forwarder.stop()
+            jobs.stop()
+        self._forwarder.close()
         if names is not None:
-            names.attach(forwarder, reactor)
-        channel.setblocking(False)
-        started = partial(_started, settings, attributor, forwarder)
-        loop.add_reader(channel.fileno(), _on_message, channel, started, over)
-        jobs.create_task(_sweep_for_ever(forwarder))
-        finished = await over
-        loop.remove_reader(channel.fileno())
-        if not finished:
-            end_everyone_in(workload_ns)
-        forwarder.stop()
-        jobs.stop()
-    forwarder.close()
-    if names is not None:
-        names.close()
-    settings.upstreams.close()
-    reactor.close()
-    if settings.journal is not None:
-        settings.journal.close()
-    if finished:
-        _report(channel, tally)
+            names.close()
+        settings.upstreams.close()
+        reactor.close()
+        if settings.journal is not None:
+            settings.journal.close()
+        self._life.farewell(self._tally)
+        if self._status is not None:
+            self._status.close()
+
+    def started(self, name: str, pid: int) -> None:
+        self._attributor.started(pid)
+        self._root_pid = pid
+        self._forwarder.workload = name
+        self._status = self._open_status(name)
+        if self._status is not None:
+            self._status.serve(self._jobs, self._recent, self._answers)
+
+    async def _tell(self, _question: Message) -> Message:
+        settings, tally, recent = self._settings, self._tally, self._recent
+        under_way, sent, received = self._forwarder.under_way()
+        return {
+            "name": self._forwarder.workload,
+            "kind": settings.kind,
+            "container_id": settings.container_id,
+            "container_name": settings.container_name,
+            "mode": "route",
+            "policy": settings.policy_text,
+            "upstream": settings.upstream_text,
+            "dns": settings.dns,
+            "hold": self._wiring.tap_sock is not None,
+            "started": self._began,
+            "pid": os.getpid(),
+            "workload_pid": self._root_pid,
+            "network_namespace": self.workload_ns,
+            "flows": {
+                "open": under_way,
+                "total": tally.total,
+                "denied": tally.denied,
+                "unattributed": tally.unattributed,
+                "questions": tally.questions,
+            },
+            "bytes": {"sent": recent.bytes_sent + sent, "received": recent.bytes_received + received},
+        }
 
 
 def _allows(policy: Policy) -> Callable[[str], tuple[bool, str]]:
@@ -111,51 +169,10 @@ def _allows(policy: Policy) -> Callable[[str], tuple[bool, str]]:
     return allows
 
 
-def _started(settings: Settings, attributor: Attributor, forwarder: Forwarder, pid: int) -> None:
-    attributor.started(pid)
-    forwarder.workload = f"{settings.kind}-{pid}"
-
-
-def _on_message(channel: socket.socket, started: Callable[[int], None], over: asyncio.Future[bool]) -> None:
-    try:
-        data = channel.recv(4096)
-    except BlockingIOError:
-        return
-    except OSError:
-        data = b""
-    if data.startswith(b"started "):
-        started(int(data.split()[1]))
-    elif not over.done():
-        over.set_result(data == b"finish")
-
-
 async def _sweep_for_ever(forwarder: Forwarder) -> None:
     while True:
         await asyncio.sleep(_SWEEP)
         forwarder.sweep()
-
-
-def _report(channel: socket.socket, tally: Tally) -> None:
-    channel.setblocking(True)
-    data = tally.to_json().encode()
-    try:
-        for start in range(0, len(data), _CHUNK):
-            channel.send(data[start : start + _CHUNK])
-    except OSError:
-        pass  # the supervisor is gone: nobody wants the table
-
-
-def end_everyone_in(workload_ns: int) -> None:
-    """SIGKILL to every process in the network namespace with this inode, until none is left (or we may not)."""
-    for _ in range(50):
-        left = [pid for pid in proc.pids() if pid != os.getpid() and proc.network_namespace(pid) == workload_ns]
-        if not left:
-            return
-        for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except OSError:
-                pass
 
 
 def _fail_closed(context: dict[str, object]) -> None:

@@ -31,7 +31,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from netns_graft.errors import GraftError
+from netns_graft.forwarder.life import Supervised
 from netns_graft.forwarder.serve import Settings, prepare, serve
+from netns_graft.forwarder.status import StatusSocket
 from netns_graft.graft.builder import BuildError, build_in_child
 from netns_graft.linux import syscalls, userns
 
@@ -75,13 +77,20 @@ class ForwarderProcess:
             os.close(self.user_ns_fd)
 
 
-def start(settings: Settings, *, own_user_ns: bool, hold: bool, loopback_resolvers: Sequence[str]) -> ForwarderProcess:
+def start(
+    settings: Settings,
+    *,
+    own_user_ns: bool,
+    hold: bool,
+    loopback_resolvers: Sequence[str],
+    status_dir: str | None = None,
+) -> ForwarderProcess:
     """Fork a forwarder and wait until its namespaces stand. Raises GraftError; then nothing is left of it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
         ours.close()
-        _become_forwarder(theirs, settings, own_user_ns, hold, loopback_resolvers)
+        _become_forwarder(theirs, settings, own_user_ns, hold, loopback_resolvers, status_dir)
     theirs.close()
     try:
         if own_user_ns:
@@ -130,7 +139,12 @@ def _raise_reported(message: dict[str, object]) -> None:
 
 
 def _become_forwarder(
-    channel: socket.socket, settings: Settings, own_user_ns: bool, hold: bool, loopback_resolvers: Sequence[str]
+    channel: socket.socket,
+    settings: Settings,
+    own_user_ns: bool,
+    hold: bool,
+    loopback_resolvers: Sequence[str],
+    status_dir: str | None,
 ) -> None:
     """Never returns."""
     status = 0
@@ -153,7 +167,7 @@ def _become_forwarder(
         socket.send_fds(channel, [json.dumps(ready).encode()], fds)
         if user_ns_fd is not None:
             os.close(user_ns_fd)
-        serve(wiring, settings, channel)
+        serve(wiring, settings, Supervised(settings.kind, channel), partial(_status_socket, status_dir))
     except GraftError as error:
         channel.send(json.dumps({"error": str(error), "hint": error.hint, "status": error.status}).encode())
         status = error.status
@@ -164,6 +178,16 @@ def _become_forwarder(
         print(f"netns-graft: error: internal error in the forwarder: {error!r}", file=sys.stderr, flush=True)
     finally:
         os._exit(status)
+
+
+def _status_socket(directory: str | None, name: str) -> StatusSocket | None:
+    """Without one, nobody can ask; the command runs all the same."""
+    if directory is None:
+        return None
+    try:
+        return StatusSocket.open(f"{directory}/{name}.sock")
+    except OSError:
+        return None
 
 
 def _detach() -> None:

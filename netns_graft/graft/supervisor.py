@@ -20,11 +20,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from netns_graft.errors import GraftError
-from netns_graft.forwarder.serve import Settings, end_everyone_in
+from netns_graft.forwarder.life import end_everyone_in
+from netns_graft.forwarder.serve import Settings
 from netns_graft.graft import command as commands
 from netns_graft.graft import forwarder_process
 from netns_graft.graft.command import Signals, Surroundings
 from netns_graft.graft.forwarder_process import ForwarderProcess
+from netns_graft.linux import control_sockets
 
 _PASSED_ON = (
     signal.SIGINT,
@@ -61,6 +63,7 @@ class Plan:
     hold: bool  # keep SYNs back until the verdict
     resolv_conf: str | None
     loopback_resolvers: Sequence[str]
+    status_dir: str | None = None  # where the forwarder may be asked how the workload fares
 
 
 def run(plan: Plan) -> Ending:
@@ -73,6 +76,7 @@ def run(plan: Plan) -> Ending:
             own_user_ns=not _is_real_root(),
             hold=plan.hold,
             loopback_resolvers=plan.loopback_resolvers,
+            status_dir=plan.status_dir,
         )
         try:
             return _run_command(plan, forwarder, signals)
@@ -124,6 +128,8 @@ def _run_command(plan: Plan, forwarder: ForwarderProcess, signals: Signals) -> E
     except _ForwarderDied:
         end_everyone_in(workload_ns)
         os.waitpid(pid, 0)
+        if plan.status_dir is not None:
+            control_sockets.remove_stale(f"{plan.status_dir}/{plan.settings.kind}-{pid}.sock")
         raise GraftError("the forwarder died; the command's network is gone and the command was ended") from None
     finally:
         os.close(report_read)
