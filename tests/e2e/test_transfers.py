@@ -126,7 +126,10 @@ def test_a_client_that_leaves(user_host: Host, programs: Path, proxy: str, order
         )
         command = [PYTHON, "-c", script, at.WEB]
     else:
-        command = [PYTHON, str(programs / "leave.py"), at.WEB, "80", at.BLACKHOLE, str(at.HOLD)]
+        # A connection that was accepted first and then ended by its client may still have things to say, so the
+        # dial goes on for it: with --accept-first no silent destination among these.
+        silent = at.WEB if order else at.BLACKHOLE
+        command = [PYTHON, str(programs / "leave.py"), at.WEB, "80", silent, str(at.HOLD)]
     with user_host.started(options, *command) as process:
         assert process.stdin is not None
         assert read_line(process) == "warm"
@@ -143,6 +146,28 @@ def test_a_client_that_leaves(user_host: Host, programs: Path, proxy: str, order
     assert outcomes <= {"ok", "reset", "workload-gone", "timeout", "upstream-failed", "unreachable"}
     if not hangs:
         assert "ok" in outcomes
+
+
+def test_a_client_that_resets_while_its_destination_is_silent(user_host: Host) -> None:
+    """With --accept-first as well: after a reset nobody is there to be dialled for."""
+    script = (
+        "import socket, struct, sys\n"
+        "print('warm', flush=True); sys.stdin.readline()\n"
+        "for n in range(10):\n"
+        "    s = socket.create_connection((sys.argv[1], 80))\n"
+        "    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); s.close()\n"
+        "print('left', flush=True); sys.stdin.readline()\n"
+    )
+    with user_host.started(["--accept-first"], PYTHON, "-c", script, at.BLACKHOLE) as process:
+        assert process.stdin is not None
+        assert read_line(process) == "warm"
+        ours = processes_of(process.pid, PYTHON).ours
+        before = descriptors(ours)
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert read_line(process) == "left"
+        assert eventually(lambda: descriptors(ours) <= before + 4, 20), (before, descriptors(ours))
+        process.communicate(b"\n", timeout=30)
 
 
 def test_many_programs_at_once(user_host: Host) -> None:
