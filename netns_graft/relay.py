@@ -6,7 +6,8 @@ until the kernel says EAGAIN, which is what arms the next edge. A direction hold
 way in it, so ten thousand idle flows need no pipe at all.
 
 Faithfulness: end of data is passed on as a half-close once the pipe is empty, in each direction by itself; a reset on
-one side becomes a reset on the other (``SO_LINGER`` 0), after what came before it was delivered.
+one side becomes a reset on the other (``SO_LINGER`` 0), after as much of what came before it as the other side takes
+at once. Urgent data goes on in its place, as any other byte: splice(2) stops before it, so it is read by hand.
 
 Backpressure is the kernel's: while the receiver does not take what the pipe holds, nothing more is read.
 """
@@ -30,8 +31,8 @@ _F_SETPIPE_SZ = 1031
 _SPLICE_F_MOVE, _SPLICE_F_NONBLOCK = 1, 2
 _SPLICE_FLAGS = _SPLICE_F_MOVE | _SPLICE_F_NONBLOCK
 _LINGER_RESET = struct.pack("ii", 1, 0)
-_READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_READABLE = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+EVENTS = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
 _PROGRAM, _DESTINATION = "the program", "the destination"
 
@@ -79,10 +80,14 @@ class Pipes:
 class _Direction:
     """One way of a flow: ``source_fd`` → pipe → ``target_sock``."""
 
-    __slots__ = ("done", "ended", "held", "pipe", "source_fd", "source_name", "target_fd", "target_sock", "total")
+    __slots__ = (
+        "done", "ended", "held", "pipe", "source_fd", "source_name", "source_sock", "target_fd", "target_sock",
+        "total", "urgent",
+    )  # fmt: skip
 
     def __init__(self, source_sock: socket.socket, target_sock: socket.socket, source_name: str) -> None:
         self.source_name = source_name
+        self.source_sock = source_sock
         self.source_fd = source_sock.fileno()
         self.target_fd = target_sock.fileno()
         self.target_sock = target_sock
@@ -91,6 +96,7 @@ class _Direction:
         self.total = 0  # bytes delivered
         self.ended = False  # the source has said all
         self.done = False  # and the target was told
+        self.urgent = False  # the source has urgent data ahead
 
 
 class Relay:
@@ -100,7 +106,7 @@ class Relay:
     ``client_sock`` leads to the program, ``upstream_sock`` to its destination; both non-blocking and connected.
     """
 
-    __slots__ = ("_closed", "_down", "_finished", "_pipes", "_up", "client_sock", "flow", "upstream_sock")
+    __slots__ = ("_broken", "_closed", "_down", "_finished", "_pipes", "_up", "client_sock", "flow", "upstream_sock")
 
     def __init__(
         self,
@@ -117,15 +123,22 @@ class Relay:
         self._finished = finished
         self._up = _Direction(client_sock, upstream_sock, _PROGRAM)
         self._down = _Direction(upstream_sock, client_sock, _DESTINATION)
+        self._broken = False  # what is there is still delivered, but no end of file is passed on
         self._closed = False
 
     def preload(self, early: bytes) -> None:
-        """Bytes of the destination that came with the proxy's last reply: they go to the program first. OSError."""
-        way = self._down
-        way.pipe = self._pipes.take()
-        way.held = os.write(way.pipe[1], early)
-        if way.held < len(early):
-            raise OSError(errno.EMSGSIZE, "the proxy's reply brought more than a pipe holds")
+        """Bytes of the destination that came with the proxy's last reply: they go to the program first.
+
+        Before anything else was carried. Some 16 KiB at most: less than the send buffer of a new connection, while a
+        pipe may be as small as a page.
+        """
+        try:
+            self._down.total += self.client_sock.send(early)
+        except OSError as error:
+            self._end(Outcome.RESET, str(_Broken(error, _PROGRAM)))
+            return
+        if self._down.total < len(early):
+            self._end(Outcome.RESET, "the proxy's reply brought more than the program's connection takes")
 
     def on_client(self, events: int) -> bool:
         """An event of ``client_sock``; 0: look at everything. True: there is more to do, call again with 0."""
@@ -140,6 +153,8 @@ class Relay:
         if self._closed:
             return False
         more = False
+        if events & select.EPOLLPRI:
+            outward.urgent = True
         try:
             if not events or events & _READABLE:
                 more = self._pump(outward)
@@ -149,6 +164,7 @@ class Relay:
             if events & select.EPOLLERR and not more:
                 self._check()
         except _Broken as broken:
+            self._deliver_rest()
             self._end(Outcome.RESET, str(broken))
             return False
         if outward.done and inward.done:
@@ -170,6 +186,16 @@ class Relay:
         else:
             self._end(Outcome.WORKLOAD_GONE, None)
 
+    def _deliver_rest(self) -> None:
+        """One side is broken: what it said before, and is not told yet, goes out if it can go at once."""
+        self._broken = True
+        for way in (self._up, self._down):
+            try:
+                while self._pump(way):
+                    pass  # one of the two ends is dead, so this has an end
+            except _Broken:
+                pass
+
     def _pump(self, way: _Direction) -> bool:
         """Run one direction until EAGAIN or its end. True: stopped for fairness only. _Broken: a side is."""
         if way.done:
@@ -177,7 +203,8 @@ class Relay:
         for _ in range(_ROUNDS):
             if not way.held:
                 if way.ended:
-                    self._finish(way)
+                    if not self._broken:
+                        self._finish(way)
                     return False
                 if not self._fill(way):
                     return False
@@ -198,9 +225,12 @@ class Relay:
 
     def _fill(self, way: _Direction) -> bool:
         """Read once into a pipe. False: the source has nothing now. _Broken."""
-        pipe = self._pipes.take()
         try:
-            got = os.splice(way.source_fd, pipe[1], _CHUNK, flags=_SPLICE_FLAGS)
+            pipe = self._pipes.take()
+        except OSError as error:  # no descriptor left: the end of this flow, not of all
+            raise _Broken(error, "netns-graft") from None
+        try:
+            got = _splice_in(way, pipe[1])
         except BlockingIOError:
             self._pipes.give_back(pipe, empty=True)
             return False
@@ -246,6 +276,23 @@ class Relay:
         self._finished(self)
         self.client_sock.close()
         self.upstream_sock.close()
+
+
+def _splice_in(way: _Direction, pipe_fd: int) -> int:
+    """Move bytes from the source into an empty pipe; 0 at their end. BlockingIOError when there are none now."""
+    if not way.urgent:
+        return os.splice(way.source_fd, pipe_fd, _CHUNK, flags=_SPLICE_FLAGS)
+    try:
+        got = os.splice(way.source_fd, pipe_fd, _CHUNK, flags=_SPLICE_FLAGS)
+        if got:
+            return got
+    except BlockingIOError:
+        pass
+    # At urgent data splice says "end" or "nothing now", whatever follows. One byte further it goes on.
+    way.source_sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    byte = way.source_sock.recv(1)
+    way.urgent = False
+    return os.write(pipe_fd, byte) if byte else 0
 
 
 def reset_on_close(sock: socket.socket) -> None:
