@@ -23,7 +23,10 @@ from lab.identities import installed_command
 from lab.internet import Lab, eventually
 
 IMAGE = "localhost/lab"
-APPLETS = ("sh", "wget", "cat", "ls", "sleep", "nc", "ip", "id", "true", "false", "echo", "nslookup", "stat", "ping", "env", "mkdir", "kill", "ps")
+APPLETS = [
+    "sh", "wget", "cat", "ls", "sleep", "nc", "ip", "id", "true", "false", "echo", "nslookup", "ping", "env", "mkdir",
+    "kill", "ps",
+]  # fmt: skip
 HOOK = Path(__file__).parents[2] / "hooks" / "oci_hook.py"
 ONLY_ANNOTATED = {"annotations": {r"^io\.netns-graft\..*$": ".*"}}
 # Inside the image, so that a container may run as anybody.
@@ -108,7 +111,9 @@ class Engine:
 
     # Running
 
-    def run(self, *command: str, timeout: float = 60.0, env: Mapping[str, str] | None = None, input: bytes = b"") -> Done:
+    def run(
+        self, *command: str, timeout: float = 60.0, env: Mapping[str, str] | None = None, input: bytes = b""
+    ) -> Done:  # fmt: skip
         done = self.host.run(*command, timeout=timeout, env=env, input=input)
         return Done(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
@@ -161,7 +166,9 @@ class Engine:
             "--log", str(self.log), "--stage", stage, *more,
         ]  # fmt: skip
 
-    def write_hooks(self, *more: str, when: Mapping[str, Any] = ONLY_ANNOTATED, words: Sequence[str] | None = None) -> None:
+    def write_hooks(
+        self, *more: str, when: Mapping[str, Any] = ONLY_ANNOTATED, words: Sequence[str] | None = None
+    ) -> None:  # fmt: skip
         """Definitions of both stages; ``words`` instead of the hook's own command line."""
         for stage in ("createRuntime", "poststop"):
             argv = list(words) if words is not None else self.hook_words(stage, *more)
