@@ -21,6 +21,8 @@ usage: netns-graft COMMAND ...
 A network for commands that nobody has to trust, and that tells you which process asked.
 
   netns-graft exec [OPTIONS] [--] COMMAND [ARG...]   run a command in a graft
+  netns-graft ps    [--json]                         what is grafted now
+  netns-graft flows [WORKLOAD] [--follow] [--json]   what it contacts
   netns-graft demo                                   see it work, on this machine alone
   netns-graft doctor [--json]                        what on this host helps or hinders, and the cure
 
@@ -107,7 +109,25 @@ def _doctor(argv: Sequence[str]) -> int:
     return run_doctor(argv)
 
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"exec": _exec, "demo": _demo, "doctor": _doctor}
+def _ps(argv: Sequence[str]) -> int:
+    from netns_graft.cli.ps import run_ps
+
+    return run_ps(argv)
+
+
+def _flows(argv: Sequence[str]) -> int:
+    from netns_graft.cli.flows import run_flows
+
+    return run_flows(argv)
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "exec": _exec,
+    "ps": _ps,
+    "flows": _flows,
+    "demo": _demo,
+    "doctor": _doctor,
+}
 
 
 def _unknown(name: str) -> UsageError:

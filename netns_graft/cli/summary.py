@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TextIO
 
-from netns_graft.cli.terminal import printable
+from netns_graft.cli.terminal import printable, size
 from netns_graft.journal import Group, Tally
 
 if TYPE_CHECKING:
@@ -94,18 +94,6 @@ def _footer(tally: Tally) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def size(count: int) -> str:
-    """Bytes for people: ``517 B``, ``5.1 KiB``."""
-    if count < 1024:
-        return f"{count} B"
-    value = float(count)
-    for unit in ("KiB", "MiB", "GiB"):
-        value /= 1024
-        if value < 999.95:
-            return f"{value:.1f} {unit}"
-    return f"{value / 1024:.1f} TiB"
 
 
 def _seconds(seconds: float) -> str:

@@ -19,6 +19,18 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else _escape(char) for char in text)
 
 
+def size(count: int) -> str:
+    """Bytes for people: ``517 B``, ``5.1 KiB``."""
+    if count < 1024:
+        return f"{count} B"
+    value = float(count)
+    for unit in ("KiB", "MiB", "GiB"):
+        value /= 1024
+        if value < 999.95:
+            return f"{value:.1f} {unit}"
+    return f"{value / 1024:.1f} TiB"
+
+
 def print_error(error: GraftError) -> None:
     """``netns-graft: error: …``, then ``netns-graft: hint: …`` where there is a cure; a line each."""
     say("error", str(error))

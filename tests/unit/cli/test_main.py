@@ -27,7 +27,7 @@ def test_help_lists_the_commands_there_are(word):
     status, out, err = run(word)
     assert (status, err) == (0, "")
     listed = [line.split()[1] for line in out.splitlines() if line.startswith("  netns-graft ")]
-    assert listed == ["exec", "demo", "doctor", "COMMAND", "--version"]
+    assert listed == ["exec", "ps", "flows", "demo", "doctor", "COMMAND", "--version"]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_help_of_a_command(words, first):
             ["exce", "true"],
             "netns-graft: error: unknown command 'exce'\nnetns-graft: hint: did you mean exec?\n",
         ),
-        (["ps"], "netns-graft: error: unknown command 'ps'\nnetns-graft: hint: netns-graft --help\n"),
+        (["zzz"], "netns-graft: error: unknown command 'zzz'\nnetns-graft: hint: netns-graft --help\n"),
         (
             ["--verson"],
             "netns-graft: error: unknown option '--verson'\nnetns-graft: hint: did you mean --version?\n",

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from netns_graft.cli.summary import print_summary, size
+from netns_graft.cli.summary import print_summary
+from netns_graft.cli.terminal import size
 from netns_graft.flow import Attribution, Flow, Outcome, Process
 from netns_graft.journal import Tally
 
