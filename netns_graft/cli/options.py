@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from netns_graft.errors import UsageError
 from netns_graft.options import GraftOptions, GraftParser, add_graft_options, graft_options
 
-_EXEC_EPILOG = """\
+PATTERNS_AND_PROXIES = """\
 A PATTERN is host[:port], *.host[:port] (names under host, not host itself), cidr[:port],
 [v6cidr]:port or :port; a port may be a range, 8000-8100. The first rule that matches wins.
 The host's loopback and its own addresses, link-local (cloud metadata), multicast and
@@ -24,7 +24,9 @@ broadcast are denied until a rule names them by address or by host.containers.in
 A proxy URL is direct, socks5://, socks5h:// (names go to the proxy), socks4a:// or http://
 (CONNECT), then [user:pass@]host:port. Rather than in a URL, user and password can stand in
 NETNS_GRAFT_PROXY_USERNAME and NETNS_GRAFT_PROXY_PASSWORD or in a --proxy-credentials file.
-
+"""
+_EXEC_EPILOG = f"""\
+{PATTERNS_AND_PROXIES}
 Exit status: the command's own (128+N for signal N); 125 netns-graft itself failed; 126 the
 command may not be executed; 127 it was not found; 2 wrong usage; 78 with --fail-on-deny.
 """
@@ -40,19 +42,22 @@ def parse_exec(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[GraftOp
     ended = len(ours) + len(command) < len(argv)  # by "--", after which anything is the command's
     if command and not ended and command[0].startswith("-") and command[0] != "-":
         raise _unknown(command[0])
-    given = exec_parser().parse_args(_joined(ours))
+    given = exec_parser().parse_args(joined(ours))
     if not command:
         raise UsageError("exec: no command to run", hint="netns-graft exec [OPTIONS] [--] COMMAND [ARG...]")
     return graft_options(given, environ), command
 
 
-def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(our options with their values, the rest from the first word that is not ours; a ``--`` between is
-    dropped).
+def split(
+    argv: Sequence[str], parser: argparse.ArgumentParser | None = None
+) -> tuple[list[str], list[str]]:
+    """(the parser's options (``exec``'s) with their values, the rest from the first word that is not ours; a ``--``
+    between is dropped).
 
     ``UsageError`` when one of ours lacks its value, or has one and takes none.
     """
-    values = _takes_value()
+    parser = parser or exec_parser()
+    values = takes_value(parser)
     at = 0
     while at < len(argv):
         word = argv[at]
@@ -68,12 +73,13 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         elif equals:
             at += 1
         elif at + 1 == len(argv) or argv[at + 1] == "--" or argv[at + 1].partition("=")[0] in values:
-            raise UsageError(f"{name} needs a value", hint="netns-graft exec --help")
+            raise UsageError(f"{name} needs a value", hint=f"{parser.prog} --help")
         else:
             at += 2
     return list(argv[:at]), list(argv[at:])
 
 
+@functools.cache
 def exec_parser() -> argparse.ArgumentParser:
     """The graft options with their help texts; ``parse_args`` raises ``UsageError``."""
     parser = GraftParser(
@@ -85,12 +91,19 @@ def exec_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
-    add = parser.add_argument
     add_graft_options(parser)
+    add_ending_options(parser, "the command succeeded")
+    parser.add_argument("-h", "--help", action="help", help="show this and exit")
+    return parser
+
+
+def add_ending_options(parser: argparse.ArgumentParser, success: str) -> None:
+    """What is told, and with which status, at the end; for the commands that stay until then."""
+    add = parser.add_argument
     add(
         "--fail-on-deny",
         action="store_true",
-        help="exit 78 when anything was denied, though the command succeeded",
+        help=f"exit 78 when anything was denied, though {success}",
     )
     add(
         "--summary",
@@ -99,19 +112,16 @@ def exec_parser() -> argparse.ArgumentParser:
         help="a table of flows on stderr at the end (on a terminal)",
     )
     add("--no-summary", action="store_false", dest="summary", help="no table")
-    add("-h", "--help", action="help", help="show this and exit")
-    return parser
 
 
-@functools.cache
-def _takes_value() -> dict[str, bool]:
-    """Every spelling of our options, and whether a value follows."""
-    return {name: action.nargs is None for action in exec_parser()._actions for name in action.option_strings}
+def takes_value(parser: argparse.ArgumentParser) -> dict[str, bool]:
+    """Every spelling of the parser's options, and whether a value follows."""
+    return {name: action.nargs is None for action in parser._actions for name in action.option_strings}
 
 
-def _joined(ours: Sequence[str]) -> list[str]:
+def joined(ours: Sequence[str], parser: argparse.ArgumentParser | None = None) -> list[str]:
     """``--opt value`` as ``--opt=value``: argparse takes a value that begins with a dash for an option."""
-    values = _takes_value()
+    values = takes_value(parser or exec_parser())
     words: list[str] = []
     waiting = iter(ours)
     for word in waiting:
@@ -123,7 +133,7 @@ def _unknown(word: str) -> UsageError:
     import difflib
 
     name = word.partition("=")[0]
-    near = difflib.get_close_matches(name, _takes_value(), n=1)
+    near = difflib.get_close_matches(name, takes_value(exec_parser()), n=1)
     meant = f"did you mean {near[0]}? " if near else ""
     return UsageError(
         f"unknown option {name}", hint=f"{meant}an argument of the command goes after it: COMMAND {name}"
