@@ -44,9 +44,14 @@ def _ranges(path: str, owners: set[str]) -> tuple[tuple[int, int], ...]:
     for line in lines:
         owner, _, rest = line.partition(":")
         first, _, count = rest.partition(":")
-        if owner in owners and first.isdigit() and count.isdigit() and int(count) > 0:
+        if owner in owners and _is_id(first) and _is_id(count) and int(count) > 0:
             found.append((int(first), int(count)))
     return tuple(found)
+
+
+def _is_id(text: str) -> bool:
+    # ASCII digits only, and no more than 32 bits have: str.isdigit and int() differ about the rest.
+    return text.isascii() and text.isdigit() and len(text) <= 10
 
 
 def write_maps(pid: int) -> str:
