@@ -35,7 +35,7 @@ def proc_mount(root: str, place: Place) -> Finding:
     options = {key: value for key, _, value in (one.partition("=") for one in found[-1].options)}
     if "subset" in options:
         return Finding(
-            name, title, Status.WARNING, f"mounted with subset={options['subset']}: no /proc/net, no /proc/sys",
+            name, title, Status.WARNING, f"mounted with subset={options['subset']}: no sysctl can be read",
             "mount it without subset=pid",
         )  # fmt: skip
     hidden = options.get("hidepid", "0")

@@ -235,8 +235,8 @@ class _Reader:
         elif loaded is None or elements is None or loaded.mask is not None:
             self._other(words)
         elif loaded.field in (Field.IN_INTERFACE, Field.OUT_INTERFACE) and not _has_intervals(elements):
-            names = tuple(interface_text(key) for key in map(_key, elements) if key)
-            shown = " ".join(f'"{one}"' for one in names)
+            names = tuple(sorted(interface_text(key) for key in map(_key, elements) if key))
+            shown = ", ".join(f'"{one}"' for one in names)
             words = f"{loaded.name} {'!= ' if negated else ''}{{ {shown} }}"
             self._conditions.append(Condition(loaded.field, words, negated, interfaces=names))
         elif loaded.field in (Field.SOURCE, Field.DESTINATION) and (found := _ranges(elements, loaded)) is not None:
