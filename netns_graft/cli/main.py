@@ -23,6 +23,7 @@ A network for commands that nobody has to trust, and that tells you which proces
   netns-graft exec [OPTIONS] [--] COMMAND [ARG...]   run a command in a graft
   netns-graft ps    [--json]                         what is grafted now
   netns-graft flows [WORKLOAD] [--follow] [--json]   what it contacts
+  netns-graft serve                                  the broker that hooks talk to, in the foreground
   netns-graft demo                                   see it work, on this machine alone
   netns-graft doctor [--json]                        what on this host helps or hinders, and the cure
 
@@ -92,6 +93,12 @@ def _exec(argv: Sequence[str]) -> int:
     return run_exec(options, command)
 
 
+def _serve(argv: Sequence[str]) -> int:
+    from netns_graft.cli.serve import run_serve
+
+    return run_serve(argv)
+
+
 def _demo(argv: Sequence[str]) -> int:
     if argv and argv[0] in ("-h", "--help"):
         print(_DEMO_HELP, end="")
@@ -125,6 +132,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "exec": _exec,
     "ps": _ps,
     "flows": _flows,
+    "serve": _serve,
     "demo": _demo,
     "doctor": _doctor,
 }

@@ -122,6 +122,10 @@ class StatusSocket:
         for sock in (self._sock, *self._kept):
             sock.close()
 
+    def abandon(self) -> None:
+        """At the end of the process, however that came: no file stays. Outside the loop, and after ``close`` too."""
+        control_sockets.remove(self._path, self._inode)
+
     def _on_asker(self) -> None:
         try:
             sock, _ = self._sock.accept()

@@ -15,17 +15,23 @@ class BuildError(Exception):
 
 
 def build_in_child(
-    *, hold: bool, dns: bool, loopback_resolvers: Sequence[str], meanwhile: Callable[[], None]
+    *,
+    hold: bool,
+    dns: bool,
+    loopback_resolvers: Sequence[str],
+    meanwhile: Callable[[], None],
+    workload_ns_fd: int | None = None,
 ) -> Wiring:
     """Fork, build F and W there, take over the sockets. Raises BuildError with what the kernel refused.
 
-    ``meanwhile`` runs here while the child works: there is a second core, and imports to do.
+    ``meanwhile`` runs here while the child works: there is a second core, and imports to do. ``workload_ns_fd``: a W
+    that exists (borrowed).
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
         ours.close()
-        os._exit(_build(theirs, hold=hold, dns=dns, loopback_resolvers=loopback_resolvers))
+        os._exit(_build(theirs, hold, dns, loopback_resolvers, workload_ns_fd))
     theirs.close()
     with ours:
         meanwhile()
@@ -40,11 +46,15 @@ def build_in_child(
     return wiring
 
 
-def _build(channel: socket.socket, *, hold: bool, dns: bool, loopback_resolvers: Sequence[str]) -> int:
+def _build(
+    channel: socket.socket, hold: bool, dns: bool, loopback_resolvers: Sequence[str], workload_ns_fd: int | None
+) -> int:
     from netns_graft.linux import wiring as cables  # 170 ms: in this process only
 
     try:
-        wiring = cables.build(hold=hold, dns=dns, loopback_resolvers=loopback_resolvers)
+        wiring = cables.build(
+            hold=hold, dns=dns, loopback_resolvers=loopback_resolvers, workload_ns_fd=workload_ns_fd
+        )
         wiring.send(channel)
     except Exception as error:  # noqa: BLE001  # pyroute2 raises many kinds; all of them end here, in words
         if os.environ.get("NETNS_GRAFT_DEBUG"):

@@ -149,7 +149,7 @@ def _become_forwarder(
     """Never returns."""
     status = 0
     try:
-        _detach()
+        detach()
         user_ns_fd = _enter_user_ns(channel) if own_user_ns else None
         try:
             wiring = build_in_child(
@@ -190,8 +190,10 @@ def _status_socket(directory: str | None, name: str) -> StatusSocket | None:
         return None
 
 
-def _detach() -> None:
-    """Nothing of the caller's terminal or pipes stays with us but stderr, for errors and ``--flows -``."""
+def detach() -> None:
+    """This process is a forwarder now. Nothing of the caller's terminal or pipes stays with us but stderr, for errors
+    and ``--flows -``.
+    """
     os.setsid()
     syscalls.set_process_name("graft-forwarder")
     signal.pthread_sigmask(signal.SIG_SETMASK, [])

@@ -51,11 +51,20 @@ _DROP, _ACCEPT = 0, 1
 _REJECT_ICMPX = 2
 _ICMPX_PORT_UNREACH, _ICMPX_ADMIN_PROHIBITED = 1, 3
 _VETH = "v0"
+_IFF_UP = 1
+_TABLE_LOCAL = 255
+# Some kernels put these into every new network namespace (net.core.fb_tunnels_only_for_init_net).
+_FALLBACK_TUNNELS = frozenset(
+    {"tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0"}
+)
 
 
-def build(*, hold: bool, dns: bool, loopback_resolvers: Iterable[str] = ()) -> Wiring:
+def build(
+    *, hold: bool, dns: bool, loopback_resolvers: Iterable[str] = (), workload_ns_fd: int | None = None
+) -> Wiring:
     """Make F and W and wire them. Leaves the calling process in W; call it in a process of its own.
 
+    ``workload_ns_fd``: a W that exists (borrowed). It must be empty, or OSError EBUSY says what is in it.
     ``hold``: keep SYNs back until the verdict (needs packet sockets; falls back by itself when they are refused).
     ``loopback_resolvers``: addresses such as 127.0.0.53 on which DNS is answered inside W as well.
     Raises OSError, or pyroute2's NetlinkError (which is one by its ``code``).
@@ -64,8 +73,12 @@ def build(*, hold: bool, dns: bool, loopback_resolvers: Iterable[str] = ()) -> W
     syscalls.unshare(syscalls.CLONE_NEWNET)
     forwarder_ns_fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     _quiet_sysctls(ipv6)
-    syscalls.unshare(syscalls.CLONE_NEWNET)
-    workload_ns_fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    if workload_ns_fd is None:
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        workload_ns_fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    else:
+        syscalls.setns(workload_ns_fd, syscalls.CLONE_NEWNET)
+        _check_empty()
     _quiet_sysctls(ipv6)
 
     syscalls.setns(forwarder_ns_fd, syscalls.CLONE_NEWNET)
@@ -94,6 +107,21 @@ def build(*, hold: bool, dns: bool, loopback_resolvers: Iterable[str] = ()) -> W
     return Wiring(
         forwarder_ns_fd, workload_ns_fd, diag_sock, listeners, resolvers, tap_sock, inject_sock, mark, workload_link
     )
+
+
+def _check_empty() -> None:
+    """OSError EBUSY when the network namespace we are in has a way out, or anything that could become one."""
+    with IPRoute() as route:
+        for link in route.get_links():
+            name, up = link.get_attr("IFLA_IFNAME"), link["flags"] & _IFF_UP
+            if name == "lo" or (name in _FALLBACK_TUNNELS and not up):
+                continue
+            raise OSError(errno.EBUSY, f"the network namespace already has an interface, {name}")
+        for entry in route.get_routes():
+            # The local table fills by itself when lo is up; ff00::/8 stands there too.
+            if entry.get_attr("RTA_TABLE", entry["table"]) != _TABLE_LOCAL:
+                where = entry.get_attr("RTA_DST") or "default"
+                raise OSError(errno.EBUSY, f"the network namespace already has a route, {where}")
 
 
 def _has_ipv6() -> bool:

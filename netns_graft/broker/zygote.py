@@ -1,0 +1,208 @@
+"""The zygote: holds the hook's socket and forks a process for each question. Single-threaded, everything imported.
+
+A fork shares the memory of all that was imported, and takes milliseconds where a start takes half a second. For that
+to be safe this process runs no thread and no event loop, and the child closes what is the broker's before it reads a
+byte.
+
+It leaves after ``idle`` seconds without a question, unless a forwarder of its own lives: then the next container is
+likely, and the memory is shared anyway. What it leaves behind lives on: forwarders are sessions of their own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+
+from netns_graft.broker.container import Answering, tell
+from netns_graft.errors import GraftError
+from netns_graft.linux import control_sockets, places, syscalls, workload
+
+IDLE_SECONDS = 600.0
+_FRONT_PAUSE = 1.0  # seconds before a front that died is started again
+_BURST = 64
+
+
+class Broker:
+    """``runtime``: the runtime directory of the host's user. Owns its sockets and the lock."""
+
+    def __init__(self, runtime: str) -> None:
+        self.runtime = places.private_directory(runtime)
+        self.place = places.private_directory(f"{runtime}/broker-{workload.own_user_namespace()}")
+        self._children: set[int] = set()
+        self._front: int | None = None
+        self._front_due = 0.0
+        self._stop = False
+        self._owned = ExitStack()
+        self._lock_fd = -1
+        self.hook_sock: socket.socket
+        self.front_sock: socket.socket
+
+    def claim(self) -> bool:
+        """Become the broker of this user namespace: lock and sockets. False when there is one already. OSError."""
+        fd = os.open(f"{self.place}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        self._lock_fd = fd
+        self.hook_sock = self._listen("hook.sock")
+        self.front_sock = self._listen("api.sock")
+        return True
+
+    def _listen(self, name: str) -> socket.socket:
+        path = f"{self.place}/{name}"
+        try:
+            os.unlink(path)  # the lock is ours, so whoever made it is dead
+        except FileNotFoundError:
+            pass
+        sock = self._owned.enter_context(control_sockets.listen(path))
+        sock.setblocking(False)
+        return sock
+
+    def run(self, front: Callable[[socket.socket, str, socket.socket], None], idle: float = IDLE_SECONDS) -> None:
+        """Answer hooks until SIGTERM, SIGINT or idleness. ``front`` runs in a child of its own; it is given the API's
+        socket, the runtime directory, and a socket to write a byte to whenever it is used.
+        """
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        used_sock, using_sock = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        used_sock.setblocking(False)
+        using_sock.setblocking(False)
+        self._private = [self._lock_fd, wake_read, wake_write]
+        self._private_socks = [self.hook_sock, self.front_sock, used_sock, using_sock]
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        gc.collect()
+        gc.freeze()  # a collection in a child would touch, and so copy, every page
+        poll = select.poll()
+        for fd in (self.hook_sock.fileno(), wake_read, used_sock.fileno()):
+            poll.register(fd, select.POLLIN)
+        last = time.monotonic()
+        while not self._stop:
+            now = time.monotonic()
+            if self._front is None and now >= self._front_due:
+                self._front = self._fork(lambda: front(self.front_sock, self.runtime, using_sock), keep_front=True)
+            if self._children:
+                last = now
+            left = last + idle - now
+            if left <= 0:
+                break
+            if self._front is None:
+                left = min(left, _FRONT_PAUSE)
+            for fd, _ in poll.poll(left * 1000):
+                if fd == wake_read:
+                    os.read(wake_read, 4096)
+                    self._reap()
+                else:
+                    last = time.monotonic()
+                    if fd == used_sock.fileno():
+                        used_sock.recv(4096)
+                    else:
+                        self._take_hooks()
+        self._leave()
+        for sock in (used_sock, using_sock):
+            sock.close()
+
+    def _on_stop(self, _number: int, _frame: object) -> None:
+        self._stop = True
+
+    def _take_hooks(self) -> None:
+        for _ in range(_BURST):
+            try:
+                sock, _address = self.hook_sock.accept()
+            except OSError:
+                return
+            try:
+                self._children.add(self._fork(partial(_answer, sock, self.runtime)))
+            except OSError as error:
+                tell(f"cannot fork: {error.strerror}")
+                sock.send(f"refused the broker cannot fork: {error.strerror}\n".encode())
+            sock.close()
+
+    def _fork(self, work: Callable[[], None], *, keep_front: bool = False) -> int:
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
+            if keep_front:
+                syscalls.set_parent_death_signal(signal.SIGKILL)
+                self._private_socks[0].close()
+            else:
+                for sock in self._private_socks:
+                    sock.close()
+            for fd in self._private:
+                os.close(fd)
+            work()
+        except BaseException as error:  # noqa: BLE001  # nothing of the parent's stack may run here
+            tell(f"internal error: {type(error).__name__}: {error}")
+        finally:
+            os._exit(1)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, _status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._children.discard(pid)
+            if pid == self._front:
+                self._front = None
+                self._front_due = time.monotonic() + _FRONT_PAUSE
+
+    def _leave(self) -> None:
+        """First nobody finds us any more, then whoever had found us is answered."""
+        for name in ("hook.sock", "api.sock"):
+            try:
+                os.unlink(f"{self.place}/{name}")
+            except FileNotFoundError:
+                pass
+        self._take_hooks()
+        if self._front is not None:
+            os.kill(self._front, signal.SIGKILL)
+            os.waitpid(self._front, 0)
+        self._owned.close()
+        os.close(self._lock_fd)
+
+
+def _answer(sock: socket.socket, runtime: str) -> None:
+    os._exit(Answering(sock, runtime).run())
+
+
+def preload() -> None:
+    """Import what a forwarder will need, so that a fork has it."""
+    import encodings.idna  # noqa: F401
+
+    import netns_graft.dns.answering
+    import netns_graft.dns.resolvers
+    import netns_graft.linux.wiring  # noqa: F401
+
+
+def serve(runtime: str, idle: float) -> int:
+    """``netns-graft serve``: the exit status. GraftError when it cannot begin."""
+    try:
+        broker = Broker(runtime)
+        if not broker.claim():
+            tell("another broker is there already")
+            return 0
+    except OSError as error:
+        raise GraftError(f"cannot begin in {runtime}: {error.filename or ''} {error.strerror}") from None
+    preload()
+    from netns_graft.broker.front import front
+
+    broker.run(front, idle)
+    return 0
