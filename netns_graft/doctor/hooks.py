@@ -1,7 +1,8 @@
 """Where engines read OCI hooks, and whether netns-graft's would fire: oci-hooks(5).
 
-Ours is known by its file's name in a definition. podman reads a directory's ``*.json``, of several with one name the
-last; a definition that is not right makes podman refuse to start anything, or is never triggered: both are told.
+Ours is known by its file's name in a definition. podman reads each directory's ``*.json``; of several with one name
+the later directory's counts. There is a definition for each stage, and the one for createRuntime does the grafting. A
+definition that is not right makes podman refuse to start anything, or is never triggered: both are told.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from netns_graft.linux import host_files
 HOOK_FILE = "oci_hook.py"
 _ANNOTATION = "io.netns-graft.proxy"  # any of ours would do
 _STAGES = {"createRuntime", "prestart"}  # podman folds prestart into createRuntime
+_NOT_AT_START = "its stages lack createRuntime"
 _FILES = 200  # of a directory
 
 
@@ -62,9 +64,11 @@ def installed(
         by = " and ".join(engines) if engines else "no engine that is installed"
         return Finding(name, title, Status.OK, f"{working[-1].path} will be fired by {by}")
     if found:
+        # What is only there for the farewell has nothing to say, unless it is all that there is.
+        worst = next((one for one in found if _NOT_AT_START not in one.faults), found[-1])
         return Finding(
-            name, title, Status.WARNING, f"{found[-1].path} will not graft anything", "install the hook again",
-            found[-1].faults,
+            name, title, Status.WARNING, f"{worst.path} will not graft anything", "install the hook again",
+            worst.faults,
         )  # fmt: skip
     known = [DEFAULT_HOOKS_DIR, "/etc/containers/oci/hooks.d", f"{config_dir(environ)}/containers/oci/hooks.d"]
     aside, _ = _search(root, [path for path in known if path not in engine.hooks_dirs])
@@ -81,7 +85,7 @@ def installed(
 
 def _search(root: str, places: list[str]) -> tuple[list[Definition], list[str]]:
     """Definitions that name our hook, and what could not be read."""
-    found: list[Definition] = []
+    found: dict[str, Definition] = {}
     unread: list[str] = []
     for place in places:
         try:
@@ -93,14 +97,15 @@ def _search(root: str, places: list[str]) -> tuple[list[Definition], list[str]]:
             continue
         for name in [name for name in names if name.endswith(".json")][:_FILES]:
             path = f"{place}/{name}"
+            found.pop(name, None)
             try:
                 text = host_files.read(root, path)
             except OSError as error:
                 unread.append(f"{path}: {reason(error)}")
                 continue
             if HOOK_FILE in text:
-                found.append(Definition(path, tuple(faults(root, text))))
-    return found, unread
+                found[name] = Definition(path, tuple(faults(root, text)))
+    return list(found.values()), unread
 
 
 def faults(root: str, text: str) -> list[str]:
@@ -116,7 +121,7 @@ def faults(root: str, text: str) -> list[str]:
         found.append('its version is not "1.0.0"')
     stages = document.get("stages")
     if not isinstance(stages, list) or not any(stage in _STAGES for stage in stages if isinstance(stage, str)):
-        found.append("its stages lack createRuntime")
+        found.append(_NOT_AT_START)
     return found + _hook_faults(root, document.get("hook")) + _when_faults(document.get("when"))
 
 

@@ -150,6 +150,23 @@ def test_a_typo(tree):
     assert finding.evidence[0].startswith("it is no JSON: ")
 
 
+def test_a_definition_for_each_stage(tree):
+    put(tree, {**GOOD, "stages": ["poststop"]}, "/hooks/graft-poststop.json")
+    assert put(tree, {**GOOD, "stages": ["createRuntime"]}).status is Status.OK
+    finding = put(tree, {**GOOD, "stages": ["createRuntime"], "version": "2"})
+    assert (finding.detail.split()[0], finding.evidence) == ("/hooks/graft.json", ('its version is not "1.0.0"',))
+    finding = put(tree, "{}")
+    assert finding.detail.split()[0] == "/hooks/graft-poststop.json"
+    assert finding.evidence == ("its stages lack createRuntime",)
+
+
+def test_of_two_with_one_name_the_later_directorys_counts(tree):
+    write(tree, "/absent/graft.json", json.dumps(GOOD))  # read first
+    assert put(tree, {**GOOD, "version": "2"}).status is Status.WARNING
+    assert put(tree, {"hook": "somebody else's"}).detail.startswith("not installed")
+    assert put(tree, GOOD).detail.startswith("/hooks/graft.json")
+
+
 def test_a_directory_that_nobody_reads(tree):
     write(tree, "/etc/containers/oci/hooks.d/graft.json", json.dumps(GOOD))
     finding = hooks.installed(str(tree), HOME, Engine(["/hooks"]), PODMAN)
