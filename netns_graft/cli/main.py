@@ -21,6 +21,7 @@ usage: netns-graft COMMAND ...
 A network for commands that nobody has to trust, and that tells you which process asked.
 
   netns-graft exec [OPTIONS] [--] COMMAND [ARG...]   run a command in a graft
+  netns-graft run  [OPTIONS] [PODMAN OPTIONS] IMAGE [ARG...]   run a container in a graft
   netns-graft ps    [--json]                         what is grafted now
   netns-graft flows [WORKLOAD] [--follow] [--json]   what it contacts
   netns-graft serve                                  the broker that hooks talk to, in the foreground
@@ -116,6 +117,12 @@ def _doctor(argv: Sequence[str]) -> int:
     return run_doctor(argv)
 
 
+def _run(argv: Sequence[str]) -> int:
+    from netns_graft.cli.run import run_run
+
+    return run_run(argv, os.environ)
+
+
 def _ps(argv: Sequence[str]) -> int:
     from netns_graft.cli.ps import run_ps
 
@@ -130,6 +137,7 @@ def _flows(argv: Sequence[str]) -> int:
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "exec": _exec,
+    "run": _run,
     "ps": _ps,
     "flows": _flows,
     "serve": _serve,

@@ -1,0 +1,243 @@
+"""What ``run`` and ``build`` share: a directory for one launch, the hook in it, the record, and the ending.
+
+The hook's settings are its own arguments, in the order in which they were given. ``run`` repeats them as annotations
+where annotations can hold them, so that ``podman inspect`` shows them and an installed hook finds them when podman
+restarts the container; this launch's hook does not read them.
+
+No password goes into a settings file, an annotation or another process's arguments: those in URLs and in the
+environment go into a file of this launch, which is gone when the engine has returned.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+from netns_graft.cli.terminal import say
+from netns_graft.engines import launch as engine
+from netns_graft.engines.hook_files import Hook, packaged_hook
+from netns_graft.errors import ConfigError, GraftError, UsageError
+from netns_graft.flow import Flow
+from netns_graft.journal import Tally
+from netns_graft.linux import places
+from netns_graft.options import GraftOptions
+from netns_graft.records import Reader, flow_on
+
+DENIED = 78  # EX_CONFIG: --fail-on-deny, and something was
+_LOGIN = ("NETNS_GRAFT_PROXY_USERNAME", "NETNS_GRAFT_PROXY_PASSWORD")
+_STDERR = 2
+
+
+@dataclass(slots=True)
+class Launch:
+    """One run of an engine. ``directory`` is its own and goes away with it."""
+
+    name: str
+    runtime: str
+    directory: str
+    options: GraftOptions
+    settings: list[tuple[str, str]] = field(default_factory=list, repr=False)
+    record: Record | None = None
+
+    def hook(self, *, group: str | None = None) -> Hook:
+        return Hook(
+            file=packaged_hook(), python=sys.executable, runtime_dir=self.runtime, log=log_file(), group=group,
+            annotations=False, settings=self.settings,
+        )  # fmt: skip
+
+    def hooks_dir(self, *, group: str | None = None) -> str:
+        """A hooks directory for this launch alone, for every container of it."""
+        path = f"{self.directory}/hooks.d"
+        os.mkdir(path, 0o700)
+        self.hook(group=group).write(path, always=True)
+        return path
+
+    @property
+    def wants_record(self) -> bool:
+        options = self.options
+        wanted = options.summary or (options.summary is None and sys.stderr.isatty())
+        return bool(wanted or options.fail_on_deny or options.flows == "-")
+
+
+@contextmanager
+def launch(kind: str, options: GraftOptions, environ: Mapping[str, str], *, stays: bool = True) -> Iterator[Launch]:
+    """A launch with its settings. ``stays``: we are there until the end, and can tell of it. ``GraftError``."""
+    name = f"{kind}-{os.urandom(4).hex()}"
+    try:
+        runtime = places.runtime_dir(environ)
+        directory = places.private_directory(f"{places.private_directory(f'{runtime}/launches')}/{name}")
+    except OSError as error:
+        raise GraftError(f"cannot use {error.filename}: {error.strerror}") from None
+    this = Launch(name, runtime, directory, options)
+    try:
+        this.settings = [*_upstreams(this, environ), *_policy(options)]
+        flows = _flows_file(options.flows)
+        if stays and this.wants_record:
+            this.record = Record.of(flows, directory)
+            flows = this.record.path
+        elif flows == "-":
+            raise UsageError("--flows -: nobody is left to write to stderr", hint="give --flows a file")
+        if flows is not None:
+            this.settings.append(("flows", flows))
+        yield this
+    finally:
+        if this.record is not None:
+            this.record.close()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def find_engine(name: str, environ: Mapping[str, str]) -> str:
+    path = shutil.which(name, path=environ.get("PATH"))
+    if path is None:
+        raise GraftError(f"{name} is not installed", hint=f"install {name}, or give its directory in PATH")
+    return path
+
+
+def to_the_end(path: str, command: list[str], environ: Mapping[str, str], this: Launch) -> tuple[int, Tally]:
+    """Run the engine: its status, and what has been recorded so far."""
+    clean = {name: value for name, value in environ.items() if name not in _LOGIN}
+    tally, record = Tally(), this.record
+    told = partial(record.read, tally.add) if record is not None and record.is_told else None
+    status = engine.run(path, command, clean, meanwhile=told)
+    return status, tally
+
+
+def ending(this: Launch, status: int, tally: Tally) -> int:
+    """The summary if there is to be one; the status."""
+    options = this.options
+    if this.record is not None and (options.summary or (options.summary is None and sys.stderr.isatty())):
+        from netns_graft.cli.summary import print_summary
+
+        print_summary(tally, sys.stderr)
+    return DENIED if options.fail_on_deny and tally.denied and status == 0 else status
+
+
+def log_file() -> str:
+    """Where hooks and brokers say what went wrong; crun keeps hooks' words to itself."""
+    try:
+        return f"{places.state_dir()}/hook.log"
+    except OSError as error:
+        raise GraftError(f"cannot use {error.filename}: {error.strerror}") from None
+
+
+def _policy(options: GraftOptions) -> Iterator[tuple[str, str]]:
+    yield "default", options.default
+    yield from options.rules
+    if options.dns is not None:
+        yield "dns", options.dns
+    if options.accept_first:
+        yield "accept-first", "true"
+
+
+def _upstreams(this: Launch, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    options = this.options
+    path = os.path.abspath(options.proxy_credentials) if options.proxy_credentials is not None else None
+    proxies = options.proxies
+    if proxies and (any("@" in url for url in proxies) or any(environ.get(name) for name in _LOGIN)):
+        proxies, text = _without_logins(options, environ)
+        path = f"{this.directory}/credentials"
+        _write_private(path, text)
+    for url in proxies:
+        yield "proxy", url
+    if path is not None:
+        yield "proxy-credentials", path
+
+
+def _without_logins(options: GraftOptions, environ: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
+    """The chains without users and passwords, and the text of a credentials file that has them."""
+    from netns_graft.dialling.credentials import Credentials
+    from netns_graft.dialling.place import host_port
+    from netns_graft.dialling.url import DIRECT, parse_chain, unusable
+
+    known = Credentials.from_environment(environ)
+    if options.proxy_credentials is not None:
+        known = known.or_else(Credentials.from_file(options.proxy_credentials))
+    chains, logins = [], dict[str, str]()
+    for value in options.proxies:
+        hops = parse_chain(value, known)
+        for hop in hops:
+            if hop.login is None:
+                continue
+            user, password = hop.login.username or "", hop.login.password or ""
+            login = f"{user}:{password}"
+            if ":" in user or "\n" in login or "\r" in login:
+                raise unusable("a user with a colon, or a line end in a login, cannot be handed to a container", value)
+            if logins.setdefault(host_port(hop.host, hop.port), login) != login:
+                raise unusable("two logins for the same proxy cannot be handed to a container", value)
+        chains.append(",".join(hop.label for hop in hops) or DIRECT)
+    return tuple(chains), "".join(f"{place} {login}\n" for place, login in logins.items())
+
+
+def _write_private(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+
+
+def _flows_file(given: str | None) -> str | None:
+    """Absolute, for the forwarder's directory is another; and one that can be written to, told now."""
+    if given in (None, "-"):
+        return given
+    path = os.path.abspath(given or "")
+    try:
+        # Not blocking: a named pipe may have no reader yet.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK, 0o600))
+    except OSError as error:
+        if not os.path.exists(path):
+            raise ConfigError(f"cannot write to {given!r}: {error.strerror}", where="--flows") from None
+    return path
+
+
+@dataclass(slots=True)
+class Record:
+    """The flow records of one launch, as the forwarder writes them to ``path``: read along, and told on if need be.
+
+    The user's own file is read if it can be; a pipe or a terminal cannot, so those get their lines from us, and so
+    does stderr.
+    """
+
+    path: str
+    _reader: Reader
+    _sink_fd: int | None = None
+
+    @classmethod
+    def of(cls, flows: str | None, directory: str) -> Record:
+        if flows not in (None, "-"):
+            found = os.stat(flows or "")
+            if stat.S_ISREG(found.st_mode):
+                return cls(flows or "", Reader(flows or "", found.st_size))
+        path = f"{directory}/flows.jsonl"
+        _write_private(path, "")
+        if flows is None:
+            return cls(path, Reader(path))
+        sink_fd = _STDERR if flows == "-" else os.open(flows, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        return cls(path, Reader(path), sink_fd)
+
+    @property
+    def is_told(self) -> bool:
+        """Whether lines must be handed on while the engine runs."""
+        return self._sink_fd is not None
+
+    def read(self, take: Callable[[Flow], None]) -> None:
+        """Everything that is new. Of a file that others write to as well, theirs too."""
+        for line in self._reader.lines():
+            if self._sink_fd is not None:
+                try:
+                    os.write(self._sink_fd, line)
+                except OSError as error:
+                    say("warning", f"--flows: {error.strerror}; flows are missing")
+                    self._sink_fd = None
+            flow = flow_on(line)
+            if flow is not None:
+                take(flow)
+
+    def close(self) -> None:
+        self._reader.close()
+        if self._sink_fd not in (None, _STDERR):
+            os.close(self._sink_fd or 0)

@@ -1,0 +1,64 @@
+"""An engine as our child, to be seen from outside as if it had been called itself.
+
+It is in our process group, so what the terminal sends reaches it without us; what somebody sends to *us* is passed
+on. ``si_code`` tells the two apart: positive is the kernel's. SIGTSTP and SIGSTOP stop both, as the group's.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+
+from netns_graft.errors import GraftError
+
+_PASSED_ON = (
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM,
+)  # fmt: skip
+_WATCHED = frozenset({*_PASSED_ON, signal.SIGCHLD})
+
+
+def run(
+    path: str,
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    meanwhile: Callable[[], None] | None = None,
+    every: float = 0.2,
+) -> int:
+    """Run the program to its end; its status as a shell shows it, 128+N for signal N.
+
+    ``meanwhile`` is called ``every`` so many seconds while it runs. ``GraftError`` when it cannot be started.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    try:
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        defaults = [signal.SIGPIPE, signal.SIGXFSZ] + ([] if ignored else [signal.SIGINT])
+        try:
+            pid = os.posix_spawn(path, list(argv), environ, setsigmask=before, setsigdef=defaults)
+        except OSError as error:
+            raise GraftError(f"cannot run {path}: {error.strerror}") from None
+        while True:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else 128 - code
+            _pass_on(pid, meanwhile, every)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _pass_on(pid: int, meanwhile: Callable[[], None] | None, every: float) -> None:
+    """Wait for one signal, and hand it on if it was meant for the child."""
+    if meanwhile is None:
+        info: signal.struct_siginfo | None = signal.sigwaitinfo(_WATCHED)
+    else:
+        info = signal.sigtimedwait(_WATCHED, every)
+        meanwhile()
+    # A terminal that closes may tell its session leader alone, and that may be us.
+    if info is None or info.si_signo == signal.SIGCHLD or (info.si_code > 0 and info.si_signo != signal.SIGHUP):
+        return
+    try:
+        os.kill(pid, info.si_signo)
+    except ProcessLookupError:
+        pass
