@@ -1,11 +1,8 @@
 """The fork that becomes the forwarder: first its own user namespace, then F and W, then work.
 
-Words on the channel (SOCK_SEQPACKET, one message each)::
+Words on the channel (SOCK_SEQPACKET, one message each), after those of ``fork``, by which W's descriptor comes and,
+when there is one, the user namespace's::
 
-    forwarder → supervisor   "map"                      in its new user namespace, waiting for id maps
-    supervisor → forwarder   "mapped"
-    forwarder → supervisor   {"ready": …} + descriptors  of W and, when there is one, of the user namespace
-                          or {"error": …, "hint": …, "status": …}
     supervisor → forwarder   "started PID", "finish"
     forwarder → supervisor   the tally, in pieces, then the end of file
 
@@ -16,10 +13,7 @@ own, so that no key pressed in the terminal reaches it, and it is not dumpable: 
 
 from __future__ import annotations
 
-import array
 import asyncio
-import errno
-import json
 import os
 import resource
 import signal
@@ -35,9 +29,8 @@ from netns_graft.forwarder.life import Supervised
 from netns_graft.forwarder.serve import Settings, prepare, serve
 from netns_graft.forwarder.status import StatusSocket
 from netns_graft.graft.builder import BuildError, build_in_child
-from netns_graft.linux import syscalls, userns
-
-_MESSAGE = 65536
+from netns_graft.graft.fork import MESSAGE, enter_user_ns, fork_until_ready, send_error, send_ready
+from netns_graft.linux import syscalls
 
 
 @dataclass(slots=True)
@@ -58,7 +51,7 @@ class ForwarderProcess:
         parts: list[bytes] = []
         try:
             self.channel.send(b"finish")
-            while part := self.channel.recv(_MESSAGE):
+            while part := self.channel.recv(MESSAGE):
                 parts.append(part)
         except OSError:
             self.kill()
@@ -86,56 +79,12 @@ def start(
     status_dir: str | None = None,
 ) -> ForwarderProcess:
     """Fork a forwarder and wait until its namespaces stand. Raises GraftError; then nothing is left of it."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        ours.close()
-        _become_forwarder(theirs, settings, own_user_ns, hold, loopback_resolvers, status_dir)
-    theirs.close()
-    try:
-        if own_user_ns:
-            _map_ids(ours, pid)
-        data, ancillary, _flags, _address = ours.recvmsg(_MESSAGE, socket.CMSG_SPACE(8), socket.MSG_CMSG_CLOEXEC)
-        if not data:
-            raise GraftError("the forwarder ended before it was ready")
-        message = json.loads(data)
-        _raise_reported(message)
-    except BaseException:
-        ours.close()
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        os.waitpid(pid, 0)
-        raise
-    fds = array.array("i")
-    for _level, _kind, payload in ancillary:
-        fds.frombytes(payload)
-    return ForwarderProcess(pid, ours, fds[0], fds[1] if own_user_ns else None)
-
-
-def _map_ids(channel: socket.socket, pid: int) -> None:
-    data = channel.recv(_MESSAGE)
-    if data != b"map":
-        if data:
-            _raise_reported(json.loads(data))
-        raise GraftError("the forwarder ended before it was ready")
-    try:
-        userns.write_maps(pid)
-    except OSError as error:
-        raise GraftError(
-            f"cannot map ids into a user namespace: {error.strerror}",
-            hint="a security module may forbid it (kernel.apparmor_restrict_unprivileged_userns)",
-        ) from None
-    channel.send(b"mapped")
-
-
-def _raise_reported(message: dict[str, object]) -> None:
-    if "error" in message:
-        hint, status = message.get("hint"), message.get("status")
-        raise GraftError(
-            str(message["error"]), hint=str(hint) if hint else None, status=status if isinstance(status, int) else 125
-        )
+    pid, channel, fds = fork_until_ready(
+        "the forwarder",
+        lambda channel: _become_forwarder(channel, settings, own_user_ns, hold, loopback_resolvers, status_dir),
+        own_user_ns=own_user_ns,
+    )
+    return ForwarderProcess(pid, channel, fds[0], fds[1] if own_user_ns else None)
 
 
 def _become_forwarder(
@@ -150,7 +99,7 @@ def _become_forwarder(
     status = 0
     try:
         detach()
-        user_ns_fd = _enter_user_ns(channel) if own_user_ns else None
+        user_ns_fd = enter_user_ns(channel) if own_user_ns else None
         try:
             wiring = build_in_child(
                 hold=hold,
@@ -163,13 +112,12 @@ def _become_forwarder(
         syscalls.set_not_dumpable()
         asyncio.run(settings.upstreams.check())
         fds = [wiring.workload_ns_fd] + ([user_ns_fd] if user_ns_fd is not None else [])
-        ready = {"ready": {"hold": wiring.tap_sock is not None}}
-        socket.send_fds(channel, [json.dumps(ready).encode()], fds)
+        send_ready(channel, fds)
         if user_ns_fd is not None:
             os.close(user_ns_fd)
         serve(wiring, settings, Supervised(settings.kind, channel), partial(_status_socket, status_dir))
     except GraftError as error:
-        channel.send(json.dumps({"error": str(error), "hint": error.hint, "status": error.status}).encode())
+        send_error(channel, error)
         status = error.status
     except BaseException as error:  # noqa: BLE001  # the end of the process; one line says why
         status = 125
@@ -204,28 +152,3 @@ def detach() -> None:
     os.chdir("/")
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _enter_user_ns(channel: socket.socket) -> int:
-    """A new user namespace, its ids mapped by the supervisor. Returns its descriptor."""
-    try:
-        syscalls.unshare(syscalls.CLONE_NEWUSER)
-    except OSError as error:
-        raise GraftError(
-            f"cannot make a user namespace: {error.strerror}", hint=_user_ns_hint(error.errno)
-        ) from None
-    channel.send(b"map")
-    if channel.recv(_MESSAGE) != b"mapped":
-        os._exit(125)  # the supervisor gave up, and has said why
-    return os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _user_ns_hint(number: int | None) -> str:
-    if number == errno.ENOSPC:
-        return "user namespaces are switched off or used up: sysctl -w user.max_user_namespaces=15000 (as root)"
-    if number == errno.EPERM:
-        return (
-            "unprivileged user namespaces are forbidden here: sysctl kernel.unprivileged_userns_clone=1, or"
-            " kernel.apparmor_restrict_unprivileged_userns=0 (as root)"
-        )
-    return "netns-graft needs user namespaces (CONFIG_USER_NS), or root"

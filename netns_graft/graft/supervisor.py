@@ -25,6 +25,7 @@ from netns_graft.forwarder.serve import Settings
 from netns_graft.graft import command as commands
 from netns_graft.graft import forwarder_process
 from netns_graft.graft.command import Signals, Surroundings
+from netns_graft.graft.fork import is_real_root
 from netns_graft.graft.forwarder_process import ForwarderProcess
 from netns_graft.linux import control_sockets
 
@@ -73,7 +74,7 @@ def run(plan: Plan) -> Ending:
     try:
         forwarder = forwarder_process.start(
             plan.settings,
-            own_user_ns=not _is_real_root(),
+            own_user_ns=not is_real_root(),
             hold=plan.hold,
             loopback_resolvers=plan.loopback_resolvers,
             status_dir=plan.status_dir,
@@ -84,18 +85,6 @@ def run(plan: Plan) -> Ending:
             forwarder.close()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, signals.mask)
-
-
-def _is_real_root() -> bool:
-    """May we make network namespaces as we are? Root in a container without that power needs a user namespace."""
-    if os.geteuid() != 0:
-        return False
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        for line in file:
-            if line.startswith("CapEff:"):
-                needed = (1 << 21) | (1 << 12)  # CAP_SYS_ADMIN, CAP_NET_ADMIN
-                return int(line.split()[1], 16) & needed == needed
-    return False
 
 
 def _run_command(plan: Plan, forwarder: ForwarderProcess, signals: Signals) -> Ending:
