@@ -89,9 +89,10 @@ def asked_servers(conf: ResolvConf) -> tuple[Nameserver, ...]:
 
 
 def loopback_resolvers(host_text: str) -> list[str]:
-    """The nameservers of ``host_text`` that are loopback addresses (127.0.0.53 of systemd-resolved, dnsmasq,
-    …): inside a workload these would be the workload itself."""
-    servers = [server.address for server in parse_resolv_conf(host_text).nameservers]
+    """The servers that libc asks by ``host_text`` and that are loopback addresses (127.0.0.53 of
+    systemd-resolved, dnsmasq, …, 127.0.0.1 when it names none): inside a workload these would be the workload
+    itself, and where the host has no resolv.conf at all, the workload has none either."""
+    servers = [server.address for server in asked_servers(parse_resolv_conf(host_text))]
     return [server for server in servers if ipaddress.ip_address(server).is_loopback]
 
 

@@ -75,6 +75,12 @@ def test_loopback_resolvers():
         "127.0.0.53",
         "::1",
     ]
+    assert loopback_resolvers("nameserver 10.0.0.1\n") == []
+
+
+def test_a_host_that_names_no_server_asks_its_own_loopback():
+    """So does a program in a workload: where the host has no resolv.conf, none can be laid over it."""
+    assert loopback_resolvers("") == loopback_resolvers("search corp.example\n") == ["127.0.0.1"]
 
 
 def test_in_forward_mode_a_workload_keeps_the_host_s_search_list_and_options():
