@@ -85,40 +85,44 @@ def _enter(surroundings: Surroundings) -> None:
     if surroundings.user_ns_fd is not None:
         syscalls.setns(surroundings.user_ns_fd, syscalls.CLONE_NEWUSER)
     syscalls.setns(surroundings.workload_ns_fd, syscalls.CLONE_NEWNET)
-    syscalls.unshare(syscalls.CLONE_NEWNS)
-    # What is mounted on the host later still appears here; what we mount does not appear there.
-    syscalls.mount("none", "/", "", syscalls.MS_SLAVE | syscalls.MS_REC)
-    _cover_files(surroundings.resolv_conf)
+    own_files({} if surroundings.resolv_conf is None else {_RESOLV_CONF: surroundings.resolv_conf})
     if surroundings.user_ns_fd is not None:
         # exec of a program that is not root's drops what we hold in the namespace; this is for good measure.
         syscalls.clear_ambient_capabilities()
 
 
-def _cover_files(resolv_conf: str | None) -> None:
-    """Mount our resolv.conf, and an empty file over each name service's socket. Nothing is written to disk.
+def own_files(files: Mapping[str, str]) -> None:
+    """Into a mount namespace of our own, where ``files`` (path → text) lie over what is there, read-only; and an empty
+    file over each name service's socket. What does not exist is not covered. Nothing is written to disk.
 
     The files live in a tmpfs that has no place of its own: it is mounted over /proc while they are bound to where
     they belong, and stays alive through them.
     """
-    targets = [(path, "empty") for path in _NAME_SERVICES if _is_socket(path)]
-    if resolv_conf is not None and os.path.exists(_RESOLV_CONF):
-        targets.append((os.path.realpath(_RESOLV_CONF), "resolv.conf"))
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    # What is mounted on the host later still appears here; what we mount does not appear there.
+    syscalls.mount("none", "/", "", syscalls.MS_SLAVE | syscalls.MS_REC)
+    covers = [(os.path.realpath(path), text) for path, text in files.items() if os.path.exists(path)]
+    covers += [(path, "") for path in _NAME_SERVICES if _is_socket(path)]
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
     syscalls.mount("netns-graft", _STAGE, "tmpfs", flags, "size=64k,mode=0755")
     try:
-        for name, text in (("resolv.conf", resolv_conf or ""), ("empty", "")):
-            fd = os.open(f"{_STAGE}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            try:
-                os.fchmod(fd, 0o644)
-                os.write(fd, text.encode())
-            finally:
-                os.close(fd)
-        for path, name in targets:
-            syscalls.mount(f"{_STAGE}/{name}", path, "", syscalls.MS_BIND)
+        for number, (path, text) in enumerate(covers):
+            cover = f"{_STAGE}/{number}"
+            _write(cover, text)
+            syscalls.mount(cover, path, "", syscalls.MS_BIND)
             # Read-only, or the command could point its own resolver elsewhere and wonder why it is closed.
             syscalls.mount("none", path, "", syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | flags)
     finally:
         syscalls.umount(_STAGE, syscalls.MNT_DETACH)
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        os.fchmod(fd, 0o644)
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
 
 
 def _is_socket(path: str) -> bool:
