@@ -78,7 +78,8 @@ def examine(tables: list[Table], own: list[str]) -> Touched:
 def packets(own: list[str]) -> Iterator[Packet]:
     """Loopback to itself, each address of ours to itself (by lo too), and from each to somewhere else."""
     yield Packet.between("127.0.0.1", "127.0.0.1", loopback=True)
-    yield Packet.between("127.0.0.1", "127.0.0.53", loopback=True)
+    yield Packet.between("127.0.0.1", "127.0.0.53", loopback=True)  # a resolver
+    yield Packet.between("127.0.0.53", "127.0.0.1", loopback=True)  # a program that bound another address
     yield Packet.between("::1", "::1", loopback=True)
     for address in own[:_ADDRESSES]:
         try:

@@ -61,6 +61,11 @@ def test_conditions(conditions, loopback, local):
     assert (bool(found.loopback), bool(found.local)) == (loopback, local)
 
 
+def test_a_second_rule_for_the_rest_of_loopback_is_seen():
+    found = touched(rule(Action.TRANSLATE, source("127.0.0.1/32"), text="first"), rule(Action.TRANSLATE, text="rest"))
+    assert [one.text for one in found.loopback] == ["first", "rest"]
+
+
 def test_families():
     assert touched(TRANSLATE, family="ip6").loopback
     v6 = rule(Action.TRANSLATE, source("::1/128"))
