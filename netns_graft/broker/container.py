@@ -28,8 +28,7 @@ from netns_graft.broker.request import LINE_LIMIT, HookRequest, parse_request
 from netns_graft.errors import GraftError
 from netns_graft.forwarder.serve import Settings, serve
 from netns_graft.forwarder.status import StatusSocket
-from netns_graft.graft.builder import BuildError, build_in_child
-from netns_graft.graft.forwarder_process import detach
+from netns_graft.graft.builder import BuildError, SpareBuilder, build_in_child
 from netns_graft.linux import control_sockets, places, syscalls, workload
 from netns_graft.linux.cable import Wiring
 from netns_graft.linux.workload import Workload
@@ -51,6 +50,7 @@ class Answering:
 
     hook_sock: socket.socket
     runtime: str
+    spare: SpareBuilder | None = None  # owned
     who: str = "?"
     status: StatusSocket | None = None
     began: float = field(default_factory=time.monotonic)
@@ -59,7 +59,6 @@ class Answering:
         """Answer, and be the forwarder if it comes to that. The process's exit status."""
         signal.alarm(_READY_SECONDS)
         try:
-            detach()
             request, hook_pid = self._question()
             self.who = request.short_id
             if request.stage == "poststop":
@@ -79,6 +78,8 @@ class Answering:
             self._refuse(f"internal error: {type(error).__name__}: {error}")
             return 1
         finally:
+            if self.spare is not None:
+                self.spare.close()
             if self.status is not None:
                 self.status.abandon()
         return 0
@@ -208,14 +209,7 @@ class Answering:
         if settings.dns == "forward":
             settings.resolvers = bundle.chosen_resolvers(_host_resolv_conf()) or settings.resolvers
         try:
-            workload.enter_owner_of(first.ns_fd)
-            wiring = build_in_child(
-                hold=not options.accept_first,
-                dns=settings.dns != "off",
-                loopback_resolvers=[] if settings.dns == "off" else bundle.loopback_resolvers(),
-                meanwhile=lambda: None,
-                workload_ns_fd=first.ns_fd,
-            )
+            wiring = self._build(first.ns_fd, not options.accept_first, settings.dns != "off", bundle)
         except BuildError as error:
             settings.upstreams.close()
             if settings.journal is not None:
@@ -224,6 +218,21 @@ class Answering:
                 raise _Taken(str(error)) from None
             raise GraftError(f"cannot wire the container's network: {error}") from None
         return settings, wiring
+
+    def _build(self, ns_fd: int, hold: bool, dns: bool, bundle: Bundle) -> Wiring:
+        """With the spare if that will do. BuildError."""
+        loopback = bundle.loopback_resolvers() if dns else []
+        spare, self.spare = self.spare, None
+        if spare is not None:
+            try:
+                if (spare.hold, spare.dns) == (hold, dns):
+                    return spare.connect(ns_fd, loopback)
+            finally:
+                spare.close()
+        workload.enter_owner_of(ns_fd)
+        return build_in_child(
+            hold=hold, dns=dns, loopback_resolvers=loopback, meanwhile=lambda: None, workload_ns_fd=ns_fd
+        )
 
     def _status(self, request: HookRequest, bundle: Bundle) -> tuple[str, StatusSocket]:
         """The workload's name and its socket. A former life of the same container is given time to end."""

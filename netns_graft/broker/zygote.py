@@ -23,10 +23,13 @@ from functools import partial
 
 from netns_graft.broker.container import Answering, tell
 from netns_graft.errors import GraftError
+from netns_graft.graft.builder import SpareBuilder
+from netns_graft.graft.forwarder_process import detach
 from netns_graft.linux import control_sockets, places, syscalls, workload
 
 IDLE_SECONDS = 600.0
 _FRONT_PAUSE = 1.0  # seconds before a front that died is started again
+_SPARE_PAUSE = 0.3  # seconds until the next spare is made: a container that starts needs the processors more
 _BURST = 64
 
 
@@ -39,6 +42,9 @@ class Broker:
         self._children: set[int] = set()
         self._front: int | None = None
         self._front_due = 0.0
+        self._spare: tuple[int, socket.socket] | None = None
+        self._spare_due = 0.0
+        self._has_power = workload.has_power()  # else each graft lives in a user namespace of its container's own
         self._stop = False
         self._owned = ExitStack()
         self._lock_fd = -1
@@ -92,6 +98,8 @@ class Broker:
             now = time.monotonic()
             if self._front is None and now >= self._front_due:
                 self._front = self._fork(lambda: front(self.front_sock, self.runtime, using_sock), keep_front=True)
+            if self._spare is None and self._has_power and now >= self._spare_due:
+                self._make_spare()
             if self._children:
                 last = now
             left = last + idle - now
@@ -99,6 +107,8 @@ class Broker:
                 break
             if self._front is None:
                 left = min(left, _FRONT_PAUSE)
+            if self._spare is None and self._has_power:
+                left = min(left, max(0.0, self._spare_due - now))
             for fd, _ in poll.poll(left * 1000):
                 if fd == wake_read:
                     os.read(wake_read, 4096)
@@ -123,11 +133,38 @@ class Broker:
             except OSError:
                 return
             try:
-                self._children.add(self._fork(partial(_answer, sock, self.runtime)))
+                if not self._hand_to_spare(sock):
+                    self._children.add(self._fork(partial(_answer, sock, self.runtime)))
             except OSError as error:
                 tell(f"cannot fork: {error.strerror}")
                 sock.send(f"refused the broker cannot fork: {error.strerror}\n".encode())
             sock.close()
+
+    def _hand_to_spare(self, sock: socket.socket) -> bool:
+        if self._spare is None:
+            return False
+        (pid, channel), self._spare = self._spare, None
+        self._spare_due = time.monotonic() + _SPARE_PAUSE
+        with channel:
+            try:
+                socket.send_fds(channel, [b"h"], [sock.fileno()])
+            except OSError:
+                return False  # it has died in the meantime
+        self._children.add(pid)
+        return True
+
+    def _make_spare(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._private_socks.append(ours)
+        try:
+            self._spare = (self._fork(partial(_be_spare, theirs, self.runtime)), ours)
+        except OSError as error:
+            tell(f"cannot fork a spare: {error.strerror}")
+            ours.close()
+            self._spare_due = time.monotonic() + 60.0
+        finally:
+            self._private_socks.remove(ours)
+            theirs.close()
 
     def _fork(self, work: Callable[[], None], *, keep_front: bool = False) -> int:
         pid = os.fork()
@@ -143,6 +180,8 @@ class Broker:
             else:
                 for sock in self._private_socks:
                     sock.close()
+                if self._spare is not None:
+                    self._spare[1].close()
             for fd in self._private:
                 os.close(fd)
             work()
@@ -160,6 +199,9 @@ class Broker:
             if pid == 0:
                 return
             self._children.discard(pid)
+            if self._spare is not None and pid == self._spare[0]:
+                self._spare[1].close()
+                self._spare, self._spare_due = None, time.monotonic() + 60.0
             if pid == self._front:
                 self._front = None
                 self._front_due = time.monotonic() + _FRONT_PAUSE
@@ -172,6 +214,8 @@ class Broker:
             except FileNotFoundError:
                 pass
         self._take_hooks()
+        if self._spare is not None:
+            self._spare[1].close()
         if self._front is not None:
             os.kill(self._front, signal.SIGKILL)
             os.waitpid(self._front, 0)
@@ -180,7 +224,20 @@ class Broker:
 
 
 def _answer(sock: socket.socket, runtime: str) -> None:
+    detach()
     os._exit(Answering(sock, runtime).run())
+
+
+def _be_spare(channel: socket.socket, runtime: str) -> None:
+    """Make in advance what every graft needs, then wait for a hook; the broker's end ends us."""
+    detach()
+    spare = SpareBuilder(hold=True, dns=True)
+    data, fds, _flags, _address = socket.recv_fds(channel, 16, 1)
+    channel.close()
+    if not data:
+        spare.close()
+        os._exit(0)
+    os._exit(Answering(socket.socket(fileno=fds[0]), runtime, spare).run())
 
 
 def preload() -> None:

@@ -22,6 +22,7 @@ A network for commands that nobody has to trust, and that tells you which proces
 
   netns-graft exec [OPTIONS] [--] COMMAND [ARG...]   run a command in a graft
   netns-graft run  [OPTIONS] [PODMAN OPTIONS] IMAGE [ARG...]   run a container in a graft
+  netns-graft build [OPTIONS] [PODMAN BUILD OPTIONS] CONTEXT   build an image, every RUN in a graft
   netns-graft ps    [--json]                         what is grafted now
   netns-graft flows [WORKLOAD] [--follow] [--json]   what it contacts
   netns-graft serve                                  the broker that hooks talk to, in the foreground
@@ -123,6 +124,12 @@ def _run(argv: Sequence[str]) -> int:
     return run_run(argv, os.environ)
 
 
+def _build(argv: Sequence[str]) -> int:
+    from netns_graft.cli.build import run_build
+
+    return run_build(argv, os.environ)
+
+
 def _ps(argv: Sequence[str]) -> int:
     from netns_graft.cli.ps import run_ps
 
@@ -138,6 +145,7 @@ def _flows(argv: Sequence[str]) -> int:
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "exec": _exec,
     "run": _run,
+    "build": _build,
     "ps": _ps,
     "flows": _flows,
     "serve": _serve,

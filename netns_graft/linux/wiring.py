@@ -23,10 +23,12 @@ MAC that only our injection socket in W uses.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -52,7 +54,7 @@ _REJECT_ICMPX = 2
 _ICMPX_PORT_UNREACH, _ICMPX_ADMIN_PROHIBITED = 1, 3
 _VETH = "v0"
 _IFF_UP = 1
-_TABLE_LOCAL = 255
+_SIOCGIFFLAGS = 0x8913
 # Some kernels put these into every new network namespace (net.core.fb_tunnels_only_for_init_net).
 _FALLBACK_TUNNELS = frozenset(
     {"tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0"}
@@ -70,9 +72,6 @@ def build(
     Raises OSError, or pyroute2's NetlinkError (which is one by its ``code``).
     """
     ipv6 = _has_ipv6()
-    syscalls.unshare(syscalls.CLONE_NEWNET)
-    forwarder_ns_fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    _quiet_sysctls(ipv6)
     if workload_ns_fd is None:
         syscalls.unshare(syscalls.CLONE_NEWNET)
         workload_ns_fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -80,48 +79,109 @@ def build(
         syscalls.setns(workload_ns_fd, syscalls.CLONE_NEWNET)
         _check_empty()
     _quiet_sysctls(ipv6)
+    return _connect(_forwarder_alone(hold, dns, ipv6), workload_ns_fd, loopback_resolvers)
 
-    syscalls.setns(forwarder_ns_fd, syscalls.CLONE_NEWNET)
-    _wire_forwarder_side(workload_ns_fd, ipv6)
+
+@dataclass(slots=True)
+class Spare:
+    """F with everything that needs no cable, made in advance."""
+
+    forwarder_ns_fd: int
+    listeners: list[socket.socket]
+    resolvers: list[socket.socket]
+    hold: bool
+    mark: bytes
+    ipv6: bool
+    dns: bool
+
+
+def build_spare(*, hold: bool, dns: bool) -> Spare:
+    """Most of the work of ``build``, before anybody waits for it. Leaves the calling process in F."""
+    return _forwarder_alone(hold, dns, _has_ipv6())
+
+
+def connect_spare(spare: Spare, workload_ns_fd: int, loopback_resolvers: Iterable[str] = ()) -> Wiring:
+    """The rest of it, for a W that exists (borrowed) and is empty. In everything else as ``build``."""
+    syscalls.setns(workload_ns_fd, syscalls.CLONE_NEWNET)
+    _check_empty()
+    _quiet_sysctls(spare.ipv6)
+    return _connect(spare, workload_ns_fd, loopback_resolvers)
+
+
+def _forwarder_alone(hold: bool, dns: bool, ipv6: bool) -> Spare:
+    """The rules name the cable's end, which is not there yet: the kernel compares names, packet by packet."""
+    syscalls.unshare(syscalls.CLONE_NEWNET)
+    forwarder_ns_fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    _quiet_sysctls(ipv6)
+    _route_to_listeners(ipv6)
     families = [socket.AF_INET, socket.AF_INET6] if ipv6 else [socket.AF_INET]
     listeners, port = _transparent_listeners(families)
     resolvers = [_dns_socket(family) for family in families] if dns else []
     mark = b"\x02" + os.urandom(5)
-    tap_sock = packet.open_tap(_VETH, mark) if hold else None
+    _rules(port, mark if hold else None, dns)
+    return Spare(forwarder_ns_fd, listeners, resolvers, hold, mark, ipv6, dns)
+
+
+def _connect(side: Spare, workload_ns_fd: int, loopback_resolvers: Iterable[str]) -> Wiring:
+    """The cable, W's side of it, and the sockets that are born at its ends."""
+    syscalls.setns(side.forwarder_ns_fd, syscalls.CLONE_NEWNET)
+    _wire_forwarder_side(workload_ns_fd, side.ipv6)
+    tap_sock = packet.open_tap(_VETH, side.mark) if side.hold else None
 
     syscalls.setns(workload_ns_fd, syscalls.CLONE_NEWNET)
-    workload_link = _wire_workload_side(ipv6)
+    workload_link = _wire_workload_side(side.ipv6)
     inject_sock = packet.open_injector("eth0") if tap_sock else None
-    if tap_sock and not inject_sock:
-        tap_sock.close()
-        tap_sock = None
     diag_sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 4)  # NETLINK_SOCK_DIAG
     diag_sock.bind((0, 0))
-    if dns:
+    resolvers = list(side.resolvers)
+    if side.dns:
         for address in loopback_resolvers:
             resolvers += _loopback_resolver(address)
-
-    syscalls.setns(forwarder_ns_fd, syscalls.CLONE_NEWNET)
-    _rules(port, mark if tap_sock else None, dns)
-    syscalls.setns(workload_ns_fd, syscalls.CLONE_NEWNET)
+    if side.hold and not inject_sock:
+        if tap_sock:
+            tap_sock.close()
+            tap_sock = None
+        _accept_first(side)
+        syscalls.setns(workload_ns_fd, syscalls.CLONE_NEWNET)
     return Wiring(
-        forwarder_ns_fd, workload_ns_fd, diag_sock, listeners, resolvers, tap_sock, inject_sock, mark, workload_link
+        side.forwarder_ns_fd,
+        workload_ns_fd,
+        diag_sock,
+        side.listeners,
+        resolvers,
+        tap_sock,
+        inject_sock,
+        side.mark,
+        workload_link,
     )
+
+
+def _accept_first(side: Spare) -> None:
+    """Packet sockets are refused: a SYN that is held could not be put back, so none may be."""
+    syscalls.setns(side.forwarder_ns_fd, syscalls.CLONE_NEWNET)
+    with NFTables(nfgen_family=_NFPROTO_INET) as nft:
+        nft.table("del", name="graft")
+    _rules(side.listeners[0].getsockname()[1], None, side.dns)
 
 
 def _check_empty() -> None:
     """OSError EBUSY when the network namespace we are in has a way out, or anything that could become one."""
-    with IPRoute() as route:
-        for link in route.get_links():
-            name, up = link.get_attr("IFLA_IFNAME"), link["flags"] & _IFF_UP
-            if name == "lo" or (name in _FALLBACK_TUNNELS and not up):
-                continue
-            raise OSError(errno.EBUSY, f"the network namespace already has an interface, {name}")
-        for entry in route.get_routes():
-            # The local table fills by itself when lo is up; ff00::/8 stands there too.
-            if entry.get_attr("RTA_TABLE", entry["table"]) != _TABLE_LOCAL:
-                where = entry.get_attr("RTA_DST") or "default"
-                raise OSError(errno.EBUSY, f"the network namespace already has a route, {where}")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        for _index, name in socket.if_nameindex():
+            request = struct.pack("16sH14x", name.encode(), 0)
+            (flags,) = struct.unpack_from("=H", fcntl.ioctl(sock, _SIOCGIFFLAGS, request), 16)
+            if name != "lo" and (name not in _FALLBACK_TUNNELS or flags & _IFF_UP):
+                raise OSError(errno.EBUSY, f"the network namespace already has an interface, {name}")
+    for file, device in (("route", 0), ("ipv6_route", -1)):
+        try:
+            with open(f"/proc/self/net/{file}", encoding="ascii") as table:
+                rows = [line.split() for line in table]
+        except FileNotFoundError:
+            continue  # a kernel without IPv6
+        for row in rows:
+            # lo makes some IPv6 routes by itself; a heading has no device of that name either.
+            if row[device] not in ("lo", "Iface"):
+                raise OSError(errno.EBUSY, f"the network namespace already has a route, by {row[device]}")
 
 
 def _has_ipv6() -> bool:
@@ -179,13 +239,12 @@ def _wire_forwarder_side(workload_ns_fd: int, ipv6: bool) -> None:
             address=FORWARDER_MAC,
             peer={"ifname": "eth0", "mtu": MTU, "address": WORKLOAD_MAC, "net_ns_fd": workload_ns_fd},
         )
-        index = route.link_lookup(ifname=_VETH)[0]
-        route.link("set", index=1, state="up")
+        index = socket.if_nametoindex(_VETH)
         route.link("set", index=index, state="up")
-        sides = [(socket.AF_INET, WORKLOAD_V4, GATEWAY_V4, 32, "0.0.0.0/0")]
+        sides = [(socket.AF_INET, WORKLOAD_V4, GATEWAY_V4, 32)]
         if ipv6:
-            sides.append((socket.AF_INET6, WORKLOAD_V6, GATEWAY_V6, 128, "::/0"))
-        for family, workload, gateway, length, everything in sides:
+            sides.append((socket.AF_INET6, WORKLOAD_V6, GATEWAY_V6, 128))
+        for family, workload, gateway, length in sides:
             # The gateway's own address is only ever the source of ICMP errors.
             _address(route, family, index, gateway, length)
             route.neigh(
@@ -193,6 +252,13 @@ def _wire_forwarder_side(workload_ns_fd: int, ipv6: bool) -> None:
             )
             # scope 253 is "link": no gateway between
             route.route("add", family=family, dst=f"{workload}/{length}", oif=index, scope=253)
+
+
+def _route_to_listeners(ipv6: bool) -> None:
+    """Whatever arrives by the cable is for ourselves, whatever its destination."""
+    with IPRoute() as route:
+        route.link("set", index=1, state="up")
+        for family, everything in ((socket.AF_INET, "0.0.0.0/0"), (socket.AF_INET6, "::/0"))[: 1 + ipv6]:
             route.rule("add", family=family, priority=RULE_PRIORITY, table=TABLE, iifname=_VETH)
             # Without the family the kernel answers EOPNOTSUPP; scope 254 is "host".
             route.route("add", family=family, dst=everything, type="local", scope=254, oif=1, table=TABLE)
@@ -201,7 +267,7 @@ def _wire_forwarder_side(workload_ns_fd: int, ipv6: bool) -> None:
 def _wire_workload_side(ipv6: bool) -> int:
     """Returns the index of eth0."""
     with IPRoute() as route:
-        index: int = route.link_lookup(ifname="eth0")[0]
+        index = socket.if_nametoindex("eth0")
         route.link("set", index=1, state="up")
         sides = [(socket.AF_INET, WORKLOAD_V4, 32, GATEWAY_V4)]
         if ipv6:

@@ -86,13 +86,18 @@ def enter_owner_of(ns_fd: int) -> None:
     Root in an engine's user namespace has power over everything below it. An ordinary user has it over the user
     namespaces that it made, once inside.
     """
-    if _effective_capabilities() & _NEEDED == _NEEDED:
+    if has_power():
         return
     user_ns_fd = fcntl.ioctl(ns_fd, _NS_GET_USERNS)
     try:
         syscalls.setns(user_ns_fd, syscalls.CLONE_NEWUSER)
     finally:
         os.close(user_ns_fd)
+
+
+def has_power() -> bool:
+    """Over the network namespaces of our own user namespace and of those below it."""
+    return _effective_capabilities() & _NEEDED == _NEEDED
 
 
 def name_by_monitor(pid: int) -> str | None:
