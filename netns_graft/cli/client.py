@@ -1,4 +1,4 @@
-"""Asks forwarders how their workloads fare, each on its own status socket, whoever started it.
+"""How grafted workloads fare: what each forwarder says on its own status socket, whoever started it.
 
 Every forwarder has one, a broker's and ``exec``'s alike, so a broker that died or never was makes no difference.
 ``ps`` and ``flows`` start in some 30 ms for this: no aiohttp, no pydantic, no argparse.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import selectors
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from netns_graft.broker import workloads as sockets
 from netns_graft.errors import GraftError
 from netns_graft.linux import control_sockets, places
 
@@ -36,17 +36,11 @@ class Workload:
 
 def workloads() -> list[Workload]:
     """Everything of ours that is grafted now, oldest first. Sockets that nobody listens on are removed."""
-    found = []
-    for path in _sockets():
-        try:
-            status = ask(path, {"do": "status"})
-        except ConnectionRefusedError:
-            control_sockets.remove_stale(path)
-        except (OSError, ValueError):
-            pass  # it ended just now, or is too busy to say
-        else:
-            if "error" not in status:
-                found.append(Workload(str(status.get("name")), path, status))
+    directory = _directory()
+    found = [
+        Workload(str(status.get("name")), f"{directory}/{status.get('name')}.sock", status)
+        for status in sockets.statuses(directory)
+    ]
     return sorted(found, key=lambda workload: workload.status.get("started") or 0)
 
 
@@ -61,19 +55,6 @@ def find(wanted: str) -> Workload:
     if len(near) > 1:
         raise GraftError(f"{wanted!r} is the beginning of several: {', '.join(one.name for one in near)}")
     return near[0]
-
-
-def ask(path: str, question: Message) -> Message:
-    """One line out, one line in. ``OSError``; ``ValueError`` for no JSON."""
-    with control_sockets.connect(path, _PATIENCE) as sock:
-        sock.sendall(json.dumps(question).encode() + b"\n")
-        data = b""
-        while not data.endswith(b"\n") and (part := sock.recv(_CHUNK)):
-            data += part
-    answer = json.loads(data)
-    if not isinstance(answer, dict):
-        raise ValueError("no object")
-    return answer
 
 
 class Feed:
@@ -119,6 +100,7 @@ def follow(paths: Iterable[str], *, newcomers: bool) -> Iterator[Message]:
     """The records of these workloads as they come, until all have ended; with ``newcomers`` those of every workload
     that begins meanwhile too, for ever.
     """
+    directory = _directory()
     with selectors.DefaultSelector() as waiting, contextlib.ExitStack() as stack:
         feeds: dict[str, Feed] = {}
 
@@ -138,20 +120,13 @@ def follow(paths: Iterable[str], *, newcomers: bool) -> Iterator[Message]:
                     feeds.pop(key.data).close()
                 else:
                     yield from records
-            for path in _sockets() if newcomers else ():
-                if path not in feeds:
-                    add(path)
+            for name in sockets.names(directory) if newcomers else ():
+                if f"{directory}/{name}.sock" not in feeds:
+                    add(f"{directory}/{name}.sock")
 
 
-def _sockets() -> list[str]:
+def _directory() -> str:
     try:
-        directory = places.workloads_dir(places.runtime_dir())
-        names = os.listdir(directory)
+        return places.workloads_dir(places.runtime_dir())
     except OSError as error:
-        raise GraftError(f"cannot read {error.filename}: {error.strerror}") from None
-    paths = []
-    for name in sorted(names):
-        path = f"{directory}/{name}"
-        if name.endswith(".sock") and not name.startswith("."):
-            paths.append(path)
-    return paths
+        raise GraftError(f"cannot use {error.filename}: {error.strerror}") from None

@@ -29,8 +29,9 @@ from netns_graft.linux import places
 from netns_graft.options import GraftOptions
 from netns_graft.records import Reader, flow_on
 
-DENIED = 78  # EX_CONFIG: --fail-on-deny, and something was
+_DENIED = 78  # EX_CONFIG: --fail-on-deny, and something was
 _LOGIN = ("NETNS_GRAFT_PROXY_USERNAME", "NETNS_GRAFT_PROXY_PASSWORD")
+_NEVER_RAN = (125, 126, 127)  # podman's own: an empty table would say nothing
 _STDERR = 2
 
 
@@ -59,15 +60,22 @@ class Launch:
         return path
 
     @property
+    def wants_summary(self) -> bool:
+        wanted = self.options.summary
+        return sys.stderr.isatty() if wanted is None else wanted
+
+    @property
     def wants_record(self) -> bool:
-        options = self.options
-        wanted = options.summary or (options.summary is None and sys.stderr.isatty())
-        return bool(wanted or options.fail_on_deny or options.flows == "-")
+        return self.wants_summary or self.options.fail_on_deny or self.options.flows == "-"
 
 
 @contextmanager
-def launch(kind: str, options: GraftOptions, environ: Mapping[str, str], *, stays: bool = True) -> Iterator[Launch]:
-    """A launch with its settings. ``stays``: we are there until the end, and can tell of it. ``GraftError``."""
+def launch(
+    kind: str, options: GraftOptions, environ: Mapping[str, str], *, stays: bool = True, records: bool = False
+) -> Iterator[Launch]:
+    """A launch with its settings. ``stays``: we are there until the end, and can tell of it. ``records``: whatever
+    is asked for, its flows are needed. ``GraftError``.
+    """
     name = f"{kind}-{os.urandom(4).hex()}"
     try:
         runtime = places.runtime_dir(environ)
@@ -78,7 +86,7 @@ def launch(kind: str, options: GraftOptions, environ: Mapping[str, str], *, stay
     try:
         this.settings = [*_upstreams(this, environ), *_policy(options)]
         flows = _flows_file(options.flows)
-        if stays and this.wants_record:
+        if stays and (records or this.wants_record):
             this.record = Record.of(flows, directory)
             flows = this.record.path
         elif flows == "-":
@@ -99,23 +107,28 @@ def find_engine(name: str, environ: Mapping[str, str]) -> str:
     return path
 
 
-def to_the_end(path: str, command: list[str], environ: Mapping[str, str], this: Launch) -> tuple[int, Tally]:
-    """Run the engine: its status, and what has been recorded so far."""
+def to_the_end(
+    path: str, command: list[str], environ: Mapping[str, str], this: Launch, take: Callable[[Flow], None]
+) -> int:
+    """Run the engine: its status. ``take`` gets the flows that must be told on while it runs."""
     clean = {name: value for name, value in environ.items() if name not in _LOGIN}
-    tally, record = Tally(), this.record
-    told = partial(record.read, tally.add) if record is not None and record.is_told else None
-    status = engine.run(path, command, clean, meanwhile=told)
-    return status, tally
+    record = this.record
+    told = partial(record.read, take) if record is not None and record.is_told else None
+    return engine.run(path, command, clean, meanwhile=told)
 
 
 def ending(this: Launch, status: int, tally: Tally) -> int:
     """The summary if there is to be one; the status."""
-    options = this.options
-    if this.record is not None and (options.summary or (options.summary is None and sys.stderr.isatty())):
+    never_ran = status in _NEVER_RAN and not tally.groups
+    if this.record is not None and this.wants_summary and not never_ran:
         from netns_graft.cli.summary import print_summary
 
         print_summary(tally, sys.stderr)
-    return DENIED if options.fail_on_deny and tally.denied and status == 0 else status
+    return status_with_denials(this.options, status, tally.denied)
+
+
+def status_with_denials(options: GraftOptions, status: int, denied: int) -> int:
+    return _DENIED if options.fail_on_deny and denied and status == 0 else status
 
 
 def log_file() -> str:

@@ -33,18 +33,19 @@ def _run_podman(line: EngineLine, environ: Mapping[str, str]) -> int:
     stays = detach is None or not detach.is_on
     if not stays and line.options.fail_on_deny:
         raise UsageError("--fail-on-deny: nobody waits for the end of a detached container", hint="leave out -d")
+    tally = Tally()
     with launch("run", line.options, environ, stays=stays) as this:
-        given_cidfile = last(line.read, "cidfile")
-        cidfile = given_cidfile.value if given_cidfile is not None else f"{this.directory}/container-id"
+        given = last(line.read, "cidfile")
+        cidfile = given.value if given is not None else f"{this.directory}/container-id"
         command = [
             podman, "run",
             *([] if has(line.read, "network") else ["--network=none"]),
             *_hooks_dirs(this, line.read, environ),
-            *([] if given_cidfile is not None else [f"--cidfile={cidfile}"]),
+            *([] if given is not None or this.record is None else [f"--cidfile={cidfile}"]),
             *_annotations(this),
             *line.passed_on,
         ]  # fmt: skip
-        status, tally = to_the_end(podman, command, environ, this)
+        status = to_the_end(podman, command, environ, this, tally.add)
         _settle(this, _container_id(cidfile), tally)
     return ending(this, status, tally)
 
@@ -82,13 +83,14 @@ def _run_bundle(line: EngineLine, environ: Mapping[str, str]) -> int:
             hint="what runs is said by the bundle's config.json",
         )
     words = line.passed_on[: len(line.passed_on) - len(rest)]
+    tally = Tally()
     with launch("run", line.options, environ, stays=not has(read, "detach")) as this:
         container_id = rest[0] if rest else this.name
         bundle = f"{this.directory}/bundle"
         os.mkdir(bundle, 0o700)
         write_grafted(os.path.abspath(line.bundle or ""), bundle, this.hook())
         command = [runtime, "run", f"--bundle={bundle}", *words, container_id]
-        status, tally = to_the_end(runtime, command, environ, this)
+        status = to_the_end(runtime, command, environ, this, tally.add)
         _settle(this, container_id, tally)
     return ending(this, status, tally)
 
@@ -103,7 +105,8 @@ def _settle(this: Launch, container_id: str | None, tally: Tally) -> None:
             say("note", "the container runs on; this is the record so far. netns-graft flows shows the rest")
             break
         time.sleep(0.05)
-    this.record.read(tally.add)
+    # The file may be shared with other grafts.
+    this.record.read(lambda flow: tally.add(flow) if flow.container_id == container_id else None)
 
 
 def _has_left(this: Launch, container_id: str) -> bool:

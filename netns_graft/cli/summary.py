@@ -4,6 +4,7 @@ else.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from netns_graft.cli.terminal import printable, size
@@ -29,6 +30,27 @@ def print_summary(tally: Tally, file: TextIO) -> None:
         console.print(_footer(tally))
     except OSError:
         pass  # the terminal is gone, and with it whoever would have read this
+
+
+def print_steps(steps: Sequence[tuple[str, Tally]], file: TextIO) -> None:
+    """The flows of each step of a build below its name; steps without any are only counted."""
+    from rich.console import Console
+
+    console = Console(file=file, markup=False, highlight=False, emoji=False)
+    contacting = [(title, tally) for title, tally in steps if tally.groups or tally.questions]
+    try:
+        for title, tally in contacting:
+            console.print(printable(title), style="bold", overflow="ellipsis", no_wrap=True)
+            if tally.groups:
+                console.print(_table(sorted(tally.groups, key=_order)[:_MOST_ROWS]))
+            console.print(_footer(tally))
+        silent = len(steps) - len(contacting)
+        if silent:
+            console.print(f"{_count(silent, 'RUN step')} contacted nothing")
+        elif not steps:
+            console.print("no RUN step was run: nothing to contact, or all from the cache")
+    except OSError:
+        pass
 
 
 def _order(group: Group) -> tuple[bool, bool, int]:
