@@ -84,6 +84,10 @@ class Supervised:
         if data.startswith(b"started "):
             pid = int(data.split()[1])
             self._running.started(f"{self._kind}-{pid}", pid)
+            try:
+                self._channel.send(b"noted")
+            except OSError:
+                pass  # the supervisor was killed meanwhile: the next read says so
         elif not self._running.over.done():
             self._asked = data == b"finish"
             self._running.over.set_result(None)

@@ -3,7 +3,9 @@
 Words on the channel (SOCK_SEQPACKET, one message each), after those of ``fork``, by which W's descriptor comes and,
 when there is one, the user namespace's::
 
-    supervisor → forwarder   "started PID", "finish"
+    supervisor → forwarder   "started PID"
+    forwarder → supervisor   "noted"
+    supervisor → forwarder   "finish"
     forwarder → supervisor   the tally, in pieces, then the end of file
 
 The forwarder stays in the host's network namespace, for upstreams are dialled from there. It has a session of its
@@ -43,7 +45,12 @@ class ForwarderProcess:
     user_ns_fd: int | None  # None as root: no user namespace of our own
 
     def started(self, pid: int) -> None:
-        self.channel.send(b"started %d" % pid)
+        """Wait until it is noted, or the first flow could come before its workload has a name."""
+        try:
+            self.channel.send(b"started %d" % pid)
+            self.channel.recv(MESSAGE)
+        except OSError:
+            pass  # it has died, which SIGCHLD says too
 
     def finish(self) -> str | None:
         """Ask for the end and wait for it, at most 10 seconds. The tally as JSON, or None if it had died."""
