@@ -4,6 +4,8 @@
     /usr/bin/python3 -IS oci_hook.py --stage createRuntime|poststop --runtime-dir DIR --python PYTHON --log FILE
         [--set NAME=VALUE]... [--group NAME] [--annotations on|off] [--time-limit SECONDS]
 
+--runtime-dir user is the directory of whoever runs the engine, and the log is in there unless it is given.
+
 Stage createRuntime: it runs in the host's network namespace and, for a rootless engine, in the engine's user namespace.
 Status 0 means that the container's network is grafted. Whatever else happens, the status is not 0, the engine gives
 the container up, and one line on stderr and in the log says why (crun shows no stderr of hooks). Stage poststop only
@@ -64,10 +66,32 @@ def _read_arguments(argv, given):
             given["set"].append(value)
         else:
             given[name] = value
+    if given.get("runtime-dir") == "user":
+        given["runtime-dir"] = _users_directory()
+        given.setdefault("log", given["runtime-dir"] + "/hook.log")
     if given.get("stage") not in ("createRuntime", "poststop") or not os.path.isabs(given.get("runtime-dir", "")):
         raise Refusal("hook: --stage and --runtime-dir are needed; netns-graft hook install writes them")
     if given["annotations"] not in ("on", "off"):
         raise Refusal("hook: --annotations takes on or off")
+
+
+def _users_directory():
+    """As netns_graft.linux.places has it, for the user of the host who runs the engine: in a user namespace we look
+    like root, and the namespace's map says who that is."""
+    uid = os.geteuid()
+    with open("/proc/self/uid_map") as ranges:
+        for line in ranges:
+            inside, outside, count = (int(word) for word in line.split())
+            if inside <= uid < inside + count:
+                uid = outside + uid - inside
+                break
+    if uid == 0:
+        return "/run/netns-graft"
+    given = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(given):
+        return given + "/netns-graft"
+    place = "/run/user/" + str(uid)
+    return place + "/netns-graft" if os.path.isdir(place) else "/tmp/netns-graft-" + str(uid)
 
 
 def _limit_time(given):

@@ -23,6 +23,7 @@ A network for commands that nobody has to trust, and that tells you which proces
   netns-graft exec [OPTIONS] [--] COMMAND [ARG...]   run a command in a graft
   netns-graft run  [OPTIONS] [PODMAN OPTIONS] IMAGE [ARG...]   run a container in a graft
   netns-graft build [OPTIONS] [PODMAN BUILD OPTIONS] CONTEXT   build an image, every RUN in a graft
+  netns-graft hook install|uninstall|status          for podman alone: what an annotation asks for
   netns-graft ps    [--json]                         what is grafted now
   netns-graft flows [WORKLOAD] [--follow] [--json]   what it contacts
   netns-graft serve                                  the broker that hooks talk to, in the foreground
@@ -130,6 +131,12 @@ def _build(argv: Sequence[str]) -> int:
     return run_build(argv, os.environ)
 
 
+def _hook(argv: Sequence[str]) -> int:
+    from netns_graft.cli.hook import run_hook
+
+    return run_hook(argv, os.environ)
+
+
 def _ps(argv: Sequence[str]) -> int:
     from netns_graft.cli.ps import run_ps
 
@@ -146,6 +153,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "exec": _exec,
     "run": _run,
     "build": _build,
+    "hook": _hook,
     "ps": _ps,
     "flows": _flows,
     "serve": _serve,

@@ -20,6 +20,7 @@ STAGES = ("createRuntime", "poststop")
 ANNOTATIONS = "io.netns-graft."
 _PATTERN = r"^io\.netns-graft\..*$"  # keys are unanchored regular expressions
 _INTERPRETER = "/usr/bin/python3"
+WHOEVER_RUNS = "user"  # as runtime_dir: the hook works out its user's own
 _TIME_LIMIT = 30  # seconds; the hook keeps a shorter one itself, and says why
 
 

@@ -141,6 +141,18 @@ def uninstall(place: Place) -> list[Change]:
     return changes
 
 
+def damage(place: Place) -> list[Change]:
+    """Files that are not as they were installed: "gone" or "changed", with the reason in ``why``."""
+    found = []
+    for path, checksum in _Note.read(place.note).files.items():
+        content = _content(path)
+        if content is None:
+            found.append(Change("gone", path, "it is gone; install the hook again"))
+        elif _sum(content) != checksum:
+            found.append(Change("changed", path, "somebody has changed it"))
+    return found
+
+
 def _wanted(place: Place, hook: Hook, environ: Mapping[str, str]) -> dict[str, bytes]:
     """Path and content of each file, in the order in which they are to appear."""
     with open(packaged_hook(), "rb") as file:

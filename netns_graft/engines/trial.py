@@ -36,9 +36,9 @@ def try_podman(podman: str, options: Sequence[str], environ: Mapping[str, str], 
         root = f"{place}/root"
         _make_root(root)
         command = [
-            podman, "run", "--rm", "--network=none", "--security-opt=label=disable", "--volume=/usr:/usr:ro",
-            f"--annotation={ANNOTATIONS}default=deny", *options, "--rootfs", root,
-            "/usr/bin/cat", "/proc/net/dev",
+            podman, "run", "--rm", "--network=none", "--security-opt=label=disable", "--ulimit=host",
+            "--volume=/usr:/usr:ro", f"--annotation={ANNOTATIONS}default=deny", *options,
+            "--rootfs", root, "/usr/bin/cat", "/proc/net/dev",
         ]  # fmt: skip
         try:
             done = subprocess.run(
