@@ -35,9 +35,18 @@ class Parent:
 
 
 @dataclass(slots=True, frozen=True)
+class Sharer:
+    """Another process that holds the flow's socket as well."""
+
+    pid: int
+    exe: str | None
+
+
+@dataclass(slots=True, frozen=True)
 class Process:
     """The process that holds a flow's socket, as seen when it connected.
 
+    Of several holders it is the one that was in connect(), else the eldest; ``shared_with`` are the others.
     ``exe`` and ``argv`` are decoded with ``surrogateescape``, so names that are not UTF-8 survive; ``uid`` is the
     owner of the socket in the caller's (host) numbering. ``parents`` goes from the direct parent outwards and ends
     at the workload's first process.
@@ -49,6 +58,18 @@ class Process:
     uid: int
     parents: tuple[Parent, ...] = ()
     container_pid: int | None = None
+    shared_with: tuple[Sharer, ...] = ()
+
+
+@dataclass(slots=True, frozen=True)
+class Endpoint:
+    """An address, as text, and a port."""
+
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
 @dataclass(slots=True, frozen=True)
@@ -59,14 +80,20 @@ class NatStep:
     real: str
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Attribution:
-    """Who opened a flow, how that was found, and its cost in microseconds. ``process`` None: nobody, never a guess."""
+    """Who opened a flow, how that was found, and its cost in microseconds. ``process`` None: nobody, never a guess.
+
+    ``source`` is the address of the program's own socket and ``asked`` the destination that it asked for, each None
+    where it is what the wire shows. ``process`` may be completed (``shared_with``) while the flow is under way.
+    """
 
     process: Process | None
     method: str
     micros: int
     nat: tuple[NatStep, ...] = ()
+    source: Endpoint | None = None
+    asked: Endpoint | None = None
 
 
 @dataclass(slots=True)
@@ -105,6 +132,7 @@ class Flow:
         """The flow record of the contract, schema 1, ready for ``json.dumps``."""
         who = self.attribution
         process = who.process if who else None
+        source = (who and who.source) or Endpoint(self.source_address, self.source_port)
         return {
             "schema": 1,
             "id": self.id,
@@ -113,13 +141,14 @@ class Flow:
             "started": datetime.fromtimestamp(self.started, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "duration": round(self.duration, 6),
             "protocol": self.protocol,
-            "source": {"address": self.source_address, "port": self.source_port},
+            "source": {"address": source.address, "port": source.port},
             "destination": {
                 "address": self.destination_address,
                 "port": self.destination_port,
                 "host": self.host,
                 "host_source": self.host_source,
                 "resolved": self.resolved,
+                "asked": str(who.asked) if who and who.asked else None,
             },
             "process": _process_record(process) if process else None,
             "attribution": {
@@ -147,4 +176,5 @@ def _process_record(process: Process) -> dict[str, Any]:
         "argv": list(process.argv),
         "uid": process.uid,
         "parents": [{"pid": parent.pid, "exe": parent.exe} for parent in process.parents],
+        "shared_with": [{"pid": other.pid, "exe": other.exe} for other in process.shared_with],
     }

@@ -110,24 +110,30 @@ class Forwarder:
 
     def _on_tap(self, _events: int) -> bool:
         assert self._wiring.tap_sock is not None
+        frames = []
         for _ in range(_BURST):
             try:
-                frame = self._wiring.tap_sock.recv(_FRAME)
+                frames.append(self._wiring.tap_sock.recv(_FRAME))
             except OSError:
-                return False  # nothing left; or ENETDOWN: the cable is gone, and every flow with it
-            try:
-                syn = packet.parse_syn(frame)
-            except ProtocolError:
-                continue
-            attempt = self._held.get(syn)
-            if attempt is None:
-                if len(self._held) < HELD_LIMIT:
-                    attempt = Attempt(self.new_flow("tcp", socket.IPPROTO_TCP, *syn), syn, frame)
-                    self._held[syn] = attempt
-                    self._decide(attempt)
-            elif attempt.injected is not None:
-                self._inject(attempt)  # the program asks again: ours was lost on the way
-        return True
+                break  # nothing left; or ENETDOWN: the cable is gone, and every flow with it
+        arrived = time.monotonic()  # one moment for all of them: attribution shares its scans among them
+        for frame in frames:
+            self._on_syn(frame, arrived)
+        return len(frames) == _BURST
+
+    def _on_syn(self, frame: bytes, arrived: float) -> None:
+        try:
+            syn = packet.parse_syn(frame)
+        except ProtocolError:
+            return
+        attempt = self._held.get(syn)
+        if attempt is None:
+            if len(self._held) < HELD_LIMIT:
+                attempt = Attempt(self.new_flow("tcp", socket.IPPROTO_TCP, *syn, arrived=arrived), syn, frame)
+                self._held[syn] = attempt
+                self._decide(attempt)
+        elif attempt.injected is not None:
+            self._inject(attempt)  # the program asks again: ours was lost on the way
 
     # 2. Who
 
@@ -141,10 +147,11 @@ class Forwarder:
         target_port: int,
         *,
         attribution: Attribution | None = None,
+        arrived: float | None = None,
     ) -> Flow:
         """A flow that begins now, with the process that opened it (unless that is known: ``attribution``).
 
-        Addresses are packed; ``number`` is IPPROTO_TCP or IPPROTO_UDP.
+        Addresses are packed; ``number`` is IPPROTO_TCP or IPPROTO_UDP; ``arrived`` as ``since`` of ``Attributor.who``.
         """
         ticks = time.monotonic()
         self._count += 1
@@ -160,7 +167,9 @@ class Forwarder:
             container_id=self._container_id,
             ticks=ticks,
         )
-        flow.attribution = attribution or self._attributor.who(number, source, source_port, target, target_port)
+        flow.attribution = attribution or self._attributor.who(
+            number, source, source_port, target, target_port, arrived
+        )
         return flow
 
     # 3. Verdict
@@ -356,6 +365,7 @@ class Forwarder:
 
     def sweep(self) -> None:
         """Once a second: give up handshakes that the program began and left."""
+        self._attributor.sweep()
         limit = time.monotonic() - ACCEPT_GRACE
         for attempt in [held for held in self._held.values() if held.injected is not None and held.injected < limit]:
             self._abandon(attempt)
@@ -376,12 +386,13 @@ class Forwarder:
             relay.stop()
 
     def close(self) -> None:
-        for sock in (*self._wiring.listeners, self._wiring.tap_sock, self._wiring.inject_sock, self._wiring.diag_sock):
+        for sock in (*self._wiring.listeners, self._wiring.tap_sock, self._wiring.inject_sock):
             if sock is not None:
                 self._reactor.forget(sock.fileno())
                 sock.close()
         self._pipes.close()
         self._judge.close()
+        self._attributor.close()
 
 
 def _not_yet(_events: int) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from netns_graft.attribution import Attributor
+from netns_graft.attribution import AttributionMethod, Attributor
 from netns_graft.dialling import Upstreams
 from netns_graft.dns.resolv_conf import ResolvConf
 from netns_graft.dns.service import DnsService
@@ -26,6 +26,7 @@ from netns_graft.forwarder.status import Answer, Message, Recent, StatusSocket
 from netns_graft.forwarder.verdict import Judge
 from netns_graft.journal import Journal, Tally
 from netns_graft.linux.cable import Wiring
+from netns_graft.linux.vantage import Vantage
 from netns_graft.policy import Policy
 
 _SWEEP = 1.0  # seconds between looks at abandoned handshakes
@@ -45,6 +46,7 @@ class Settings:
     resolvers: str | ResolvConf = "/etc/resolv.conf"
     container_id: str | None = None
     container_name: str | None = None
+    attribution: AttributionMethod = "auto"
 
 
 def prepare(settings: Settings) -> None:
@@ -72,7 +74,8 @@ class _Service:
         self._open_status = status
         self._status: StatusSocket | None = None
         self.workload_ns = os.fstat(wiring.workload_ns_fd).st_ino
-        self._attributor = Attributor(wiring.diag_sock, self.workload_ns, wiring.workload_link)
+        vantage = Vantage(wiring.workload_ns_fd)
+        self._attributor = Attributor(vantage, method=settings.attribution, later=_later)
         self._tally = Tally()
         self._recent = Recent()
         self._root_pid: int | None = None
@@ -159,6 +162,10 @@ class _Service:
             },
             "bytes": {"sent": recent.bytes_sent + sent, "received": recent.bytes_received + received},
         }
+
+
+def _later(seconds: float, work: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(seconds, work)
 
 
 def _allows(policy: Policy) -> Callable[[str], tuple[bool, str]]:

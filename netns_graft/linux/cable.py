@@ -25,19 +25,17 @@ class Wiring:
 
     forwarder_ns_fd: int
     workload_ns_fd: int
-    diag_sock: socket.socket  # sock_diag in W
     listeners: list[socket.socket]  # TCP in F, transparent: IPv4 and, where the kernel has it, IPv6
     resolvers: list[socket.socket] = field(default_factory=list)  # UDP 53 in F; loopback resolvers in W, UDP and TCP
     tap_sock: socket.socket | None = None  # packet socket on v0: sees SYNs, sends answers into W; None: accept first
     inject_sock: socket.socket | None = None  # packet socket on W's eth0: puts a held SYN back on the wire
     mark: bytes = b""  # the source MAC by which F knows such a SYN
-    workload_link: int = 0  # the index of eth0 in W
 
     def send(self, channel: socket.socket) -> None:
         """Hand everything over ``channel`` (a SOCK_SEQPACKET Unix socket) and keep nothing open here."""
         fds = [self.forwarder_ns_fd, self.workload_ns_fd]
-        layout = {"mark": self.mark.hex(), "link": str(self.workload_link)}
-        socks = [self.diag_sock, *self.listeners, *self.resolvers]
+        layout = {"mark": self.mark.hex()}
+        socks = [*self.listeners, *self.resolvers]
         layout |= {"listeners": str(len(self.listeners)), "resolvers": str(len(self.resolvers))}
         if self.tap_sock is not None and self.inject_sock is not None:
             socks += [self.tap_sock, self.inject_sock]
@@ -61,16 +59,16 @@ class Wiring:
         layout = json.loads(data)
         forwarder_ns_fd, workload_ns_fd, *rest = fds
         taken: Iterator[socket.socket] = (socket.socket(fileno=fd) for fd in rest)
-        wiring = cls(forwarder_ns_fd, workload_ns_fd, next(taken), [])
+        wiring = cls(forwarder_ns_fd, workload_ns_fd, [])
         wiring.listeners = [next(taken) for _ in range(int(layout["listeners"]))]
         wiring.resolvers = [next(taken) for _ in range(int(layout["resolvers"]))]
         if "hold" in layout:
             wiring.tap_sock, wiring.inject_sock = next(taken), next(taken)
-        wiring.mark, wiring.workload_link = bytes.fromhex(layout["mark"]), int(layout["link"])
+        wiring.mark = bytes.fromhex(layout["mark"])
         for sock in wiring.sockets():
-            sock.setblocking(sock is wiring.diag_sock)
+            sock.setblocking(False)
         return wiring
 
     def sockets(self) -> list[socket.socket]:
         optional = [sock for sock in (self.tap_sock, self.inject_sock) if sock is not None]
-        return [self.diag_sock, *self.listeners, *self.resolvers, *optional]
+        return [*self.listeners, *self.resolvers, *optional]

@@ -9,6 +9,9 @@ too. For UDP the kernel takes source and destination the other way round (udp_du
 receiver of a packet), and it finds unconnected sockets by their local half. Where no connection has the addresses,
 it falls back to whoever listens on the source port: not the sender, so not an answer. A socket bound to an interface
 is found only by a question that names the interface; others are found whatever it names. Proved in tests/platform.
+
+A UDP socket that is not connected is found by its port alone, and several may share one (SO_REUSEPORT): the kernel
+then picks a *receiver*. Who may have *sent* is everyone on that port, which ``udp_senders`` lists.
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ import struct
 from typing import NamedTuple
 
 _SOCK_DIAG_BY_FAMILY = 20
-_NLM_F_REQUEST = 1
-_NLMSG_ERROR = 2
+_NLM_F_REQUEST, _NLM_F_DUMP = 1, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _ANY_STATE = 0xFFFFFFFF
 _NO_COOKIE = 0xFFFFFFFF
 _TCP_LISTEN = 10
+_CONNECTED = 1  # TCP_ESTABLISHED, which UDP uses as well
+_MAPPED = b"\0" * 10 + b"\xff\xff"
 # nlmsghdr; inet_diag_req_v2 up to the socket id; ports; then addresses, interface, cookie
 _HEAD = struct.pack("=IHHII", 72, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
 _TAIL = struct.Struct("=III")
@@ -87,3 +92,46 @@ def find(
         return None
     *_queues, uid, inode = _REST.unpack_from(reply, _REST_OFFSET)
     return SocketOwner(inode, uid) if inode else None
+
+
+def udp_senders(
+    diag_sock: socket.socket, source: bytes, source_port: int, target: bytes, target_port: int
+) -> list[SocketOwner]:
+    """The UDP sockets that may have sent from ``source``: the one that is connected to ``target``, else everyone on
+    the port whose own address is ``source`` or any. Some 100 µs: the kernel goes through all its UDP sockets."""
+    possible: list[SocketOwner] = []
+    families = [(socket.AF_INET, source + _PAD, target + _PAD)] if len(source) == 4 else []
+    mapped = (_MAPPED + source, _MAPPED + target) if len(source) == 4 else (source, target)
+    families.append((socket.AF_INET6, *mapped))
+    for family, own, peer in families:
+        for message in _dump_udp(diag_sock, family, source_port):
+            port, far_port = _PORTS.unpack_from(message, 4)
+            local, remote = message[8:24], message[24:40]
+            *_queues, uid, inode = _REST.unpack_from(message, _REST_OFFSET - 16)
+            if port != source_port or not inode or local not in (own, bytes(16)):
+                continue
+            if message[1] == _CONNECTED and (remote, far_port) == (peer, target_port):
+                return [SocketOwner(inode, uid)]
+            possible.append(SocketOwner(inode, uid))
+    return possible
+
+
+def _dump_udp(diag_sock: socket.socket, family: int, port: int) -> list[bytes]:
+    """inet_diag_msg of each UDP socket of ``family`` that is bound to ``port``."""
+    request = _REQUEST.pack(family, socket.IPPROTO_UDP, 0, 0, _ANY_STATE) + _PORTS.pack(port, 0) + bytes(32)
+    request += _TAIL.pack(0, _NO_COOKIE, _NO_COOKIE)
+    head = struct.pack("=IHHII", 72, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
+    diag_sock.send(head + request)
+    found: list[bytes] = []
+    while True:
+        data = diag_sock.recv(1 << 16)
+        offset = 0
+        while offset + 16 <= len(data):
+            length, kind = _TYPE.unpack_from(data, offset)
+            if kind == _NLMSG_DONE:
+                return found
+            if kind == _NLMSG_ERROR:
+                (code,) = struct.unpack_from("=i", data, offset + 16)
+                raise OSError(-code, "sock_diag refused the question")
+            found.append(data[offset + 16 : offset + length])
+            offset += (length + 3) & ~3

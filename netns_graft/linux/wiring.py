@@ -129,10 +129,8 @@ def _connect(side: Spare, workload_ns_fd: int, loopback_resolvers: Iterable[str]
     tap_sock = packet.open_tap(_VETH, side.mark) if side.hold else None
 
     syscalls.setns(workload_ns_fd, syscalls.CLONE_NEWNET)
-    workload_link = _wire_workload_side(side.ipv6)
+    _wire_workload_side(side.ipv6)
     inject_sock = packet.open_injector("eth0") if tap_sock else None
-    diag_sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 4)  # NETLINK_SOCK_DIAG
-    diag_sock.bind((0, 0))
     resolvers = list(side.resolvers)
     if side.dns:
         for address in loopback_resolvers:
@@ -144,15 +142,7 @@ def _connect(side: Spare, workload_ns_fd: int, loopback_resolvers: Iterable[str]
         _accept_first(side)
         syscalls.setns(workload_ns_fd, syscalls.CLONE_NEWNET)
     return Wiring(
-        side.forwarder_ns_fd,
-        workload_ns_fd,
-        diag_sock,
-        side.listeners,
-        resolvers,
-        tap_sock,
-        inject_sock,
-        side.mark,
-        workload_link,
+        side.forwarder_ns_fd, workload_ns_fd, side.listeners, resolvers, tap_sock, inject_sock, side.mark
     )
 
 
@@ -252,6 +242,9 @@ def _wire_forwarder_side(workload_ns_fd: int, ipv6: bool) -> None:
             )
             # scope 253 is "link": no gateway between
             route.route("add", family=family, dst=f"{workload}/{length}", oif=index, scope=253)
+            # W may have more addresses than we gave it: a program's own, NAT's, a nested namespace's. Answers to
+            # them, too, go to W, where else.
+            route.route("add", family=family, dst="default", gateway=workload, oif=index, flags=["onlink"])
 
 
 def _route_to_listeners(ipv6: bool) -> None:
@@ -264,8 +257,7 @@ def _route_to_listeners(ipv6: bool) -> None:
             route.route("add", family=family, dst=everything, type="local", scope=254, oif=1, table=TABLE)
 
 
-def _wire_workload_side(ipv6: bool) -> int:
-    """Returns the index of eth0."""
+def _wire_workload_side(ipv6: bool) -> None:
     with IPRoute() as route:
         index = socket.if_nametoindex("eth0")
         route.link("set", index=1, state="up")
@@ -281,7 +273,6 @@ def _wire_workload_side(ipv6: bool) -> int:
             )
             # RTNH_F_ONLINK: the gateway lies in no prefix of ours, and need not
             route.route("add", family=family, dst="default", gateway=gateway, oif=index, flags=["onlink"])
-    return index
 
 
 def _address(route: Any, family: int, index: int, address: str, length: int) -> None:

@@ -14,8 +14,8 @@ RECORD = {
     "process", "attribution", "verdict", "rule", "upstream", "bytes_sent", "bytes_received", "outcome",
     "error",
 }  # fmt: skip
-DESTINATION = {"address", "port", "host", "host_source", "resolved"}
-PROCESS = {"pid", "container_pid", "exe", "argv", "uid", "parents"}
+DESTINATION = {"address", "port", "host", "host_source", "resolved", "asked"}
+PROCESS = {"pid", "container_pid", "exe", "argv", "uid", "parents", "shared_with"}
 ATTRIBUTION = {"method", "nat", "micros"}
 
 

@@ -131,13 +131,14 @@ def graft(
     dns: Literal["synthetic", "forward", "off"] = "off",
     hold: bool = True,
     loopback_resolvers: Sequence[str] = (),
+    attribution: Literal["auto", "sock_diag", "proc"] = "auto",
 ) -> Iterator[Graft]:
     """A forwarder that dials from the namespace that we are in. ``rules`` as ("allow" | "deny", pattern)."""
     flows_fd, write_fd = os.pipe()
     journal = Journal(f"/proc/self/fd/{write_fd}")
     os.close(write_fd)
     settings = Settings(
-        "test", parse_quick_rules(rules, default), parse_upstreams(list(proxies)), dns, journal
+        "test", parse_quick_rules(rules, default), parse_upstreams(list(proxies)), dns, journal, attribution=attribution
     )
     try:
         process = forwarder_process.start(

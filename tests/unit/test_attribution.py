@@ -22,16 +22,23 @@ from ground.child import end, eventually, fork, wait
 from netns_graft.attribution import Attributor
 from netns_graft.flow import Attribution
 from netns_graft.linux import proc
+from netns_graft.linux.vantage import Vantage
 
 TCP = socket.IPPROTO_TCP
-OUR_NAMESPACE = os.stat("/proc/self/ns/net").st_ino
+
+
+class Untranslated(Vantage):
+    """This namespace may be a host's, with entries of conntrack that an ordinary user may not see."""
+
+    def tracked_entries(self) -> int:
+        return 0
 
 
 @pytest.fixture
-def diag() -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as sock:
-        sock.bind((0, 0))
-        yield sock
+def vantage() -> Iterator[Vantage]:
+    ns_fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    yield Untranslated(ns_fd)  # closed by its attributor
+    os.close(ns_fd)
 
 
 @pytest.fixture
@@ -42,10 +49,11 @@ def server() -> Iterator[socket.socket]:
 
 
 @pytest.fixture
-def attributor(diag: socket.socket) -> Attributor:
-    it = Attributor(diag, OUR_NAMESPACE)
+def attributor(vantage: Vantage) -> Iterator[Attributor]:
+    it = Attributor(vantage)
     it.started(os.getpid())
-    return it
+    yield it
+    it.close()
 
 
 def accept(server: socket.socket) -> tuple[socket.socket, tuple[str, int]]:
@@ -218,7 +226,6 @@ def test_a_socket_passed_to_another_process(attributor: Attributor, server: sock
         first = who(attributor, server, peer).process
         socket.send_fds(ours, [b"x"], [sock.fileno()])
         sock.close()
-        assert eventually(lambda: len(proc.descriptors(pid)) > 0)
         with served:
             process = eventually(lambda: who(attributor, server, peer).process)
     ours.close()
@@ -290,37 +297,55 @@ def test_argv_is_that_of_the_latest_exec(attributor: Attributor, server: socket.
     assert after is not None and (after.pid, after.argv[-1]) == (running.pid, "second")
 
 
-def test_before_the_workload_has_started(diag: socket.socket, server: socket.socket) -> None:
+def test_before_the_workload_has_started(vantage: Vantage, server: socket.socket) -> None:
     """No first process yet: whoever is in the namespace is still found."""
-    attributor = Attributor(diag, OUR_NAMESPACE)
+    attributor = Attributor(vantage)
     with socket.create_connection(server.getsockname()):
         served, peer = accept(server)
         with served:
             process = who(attributor, server, peer).process
+    attributor.close()
     assert process is not None and process.pid == os.getpid()
 
 
-def test_a_process_elsewhere_is_not_looked_at(diag: socket.socket, server: socket.socket) -> None:
-    """Neither a descendant of the first process nor in the namespace: nobody."""
-    attributor = Attributor(diag, workload_ns=1)
-    with program(lambda: None) as pid:
-        attributor.started(pid)
-        with socket.create_connection(server.getsockname()):
-            served, peer = accept(server)
-            with served:
-                assert who(attributor, server, peer).process is None
-
-
-def test_without_sock_diag_the_tables_answer(server: socket.socket) -> None:
+def test_without_sock_diag_the_tables_answer(vantage: Vantage, server: socket.socket) -> None:
     """A netlink socket that gives errors (this one speaks another protocol): method "proc", the same process."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as broken:
-        attributor = Attributor(broken, OUR_NAMESPACE)
-        attributor.started(os.getpid())
-        with socket.create_connection(server.getsockname()):
-            served, peer = accept(server)
-            with served:
-                found = who(attributor, server, peer)
-                stranger = who(attributor, server, ("127.0.0.1", 1))
+    vantage._diag_sock.close()
+    vantage._diag_sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    attributor = Attributor(vantage)
+    attributor.started(os.getpid())
+    with socket.create_connection(server.getsockname()):
+        served, peer = accept(server)
+        with served:
+            found = who(attributor, server, peer)
+            stranger = who(attributor, server, ("127.0.0.1", 1))
+    attributor.close()
     assert found.process is not None
     assert (found.process.pid, found.process.uid, found.method) == (os.getpid(), os.getuid(), "proc")
     assert (stranger.process, stranger.method) == (None, "proc")
+
+
+def test_sock_diag_and_nothing_else(vantage: Vantage, server: socket.socket) -> None:
+    vantage._diag_sock.close()
+    vantage._diag_sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    attributor = Attributor(vantage, method="sock_diag")
+    with socket.create_connection(server.getsockname()):
+        served, peer = accept(server)
+        with served:
+            found = who(attributor, server, peer)
+    attributor.close()
+    assert (found.process, found.method) == (None, "sock_diag")
+
+
+def test_where_conntrack_may_not_be_asked_nobody_is_named(vantage: Vantage, server: socket.socket) -> None:
+    """It has entries, so the socket with these addresses may be a stranger's."""
+    attributor = Attributor(vantage)
+    vantage.tracked_entries = lambda: 1  # type: ignore[method-assign]
+    vantage._conntrack_sock.close()
+    vantage._conntrack_sock = None
+    with socket.create_connection(server.getsockname()):
+        served, peer = accept(server)
+        with served:
+            found = who(attributor, server, peer)
+    attributor.close()
+    assert found.process is None

@@ -2,7 +2,7 @@
 
 import json
 
-from netns_graft.flow import Attribution, Flow, NatStep, Outcome, Parent, Process
+from netns_graft.flow import Attribution, Endpoint, Flow, NatStep, Outcome, Parent, Process, Sharer
 
 
 def full():
@@ -51,6 +51,7 @@ def test_the_record_of_the_contract():
             "host": "example.com",
             "host_source": "dns",
             "resolved": None,
+            "asked": None,
         },
         "process": {
             "pid": 4250,
@@ -59,6 +60,7 @@ def test_the_record_of_the_contract():
             "argv": ["curl", "https://example.com"],
             "uid": 1000,
             "parents": [{"pid": 4242, "exe": "/usr/bin/bash"}],
+            "shared_with": [],
         },
         "attribution": {"method": "sock_diag", "nat": [], "micros": 74},
         "verdict": "allow",
@@ -113,3 +115,21 @@ def test_every_record_is_json():
         flow = full()
         flow.outcome = outcome
         assert json.loads(json.dumps(flow.record()))["outcome"] == outcome.value
+
+
+def test_what_nat_hid_is_what_the_record_shows():
+    flow = full()
+    flow.attribution = Attribution(
+        None, "sock_diag", 70, source=Endpoint("127.0.0.1", 40530), asked=Endpoint("2001:db8::1", 443)
+    )
+    record = flow.record()
+    assert record["source"] == {"address": "127.0.0.1", "port": 40530}
+    assert record["destination"]["address"] == "93.184.216.34"
+    assert record["destination"]["asked"] == "[2001:db8::1]:443"
+
+
+def test_who_else_holds_the_socket():
+    process = Process(4250, "/usr/bin/curl", (), 1000, shared_with=(Sharer(4251, None), Sharer(4252, "/bin/sh")))
+    flow = full()
+    flow.attribution = Attribution(process, "sock_diag", 74)
+    assert flow.record()["process"]["shared_with"] == [{"pid": 4251, "exe": None}, {"pid": 4252, "exe": "/bin/sh"}]

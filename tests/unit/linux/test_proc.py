@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,27 +144,82 @@ class TestArgv:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         assert proc.argv(pid) == ()
         assert proc.exe(pid) is None
-        assert proc.descriptors(pid) == []
         os.waitpid(pid, 0)
 
     def test_nobody(self) -> None:
         assert proc.argv(GONE) == ()
 
 
-class TestHolders:
-    def test_our_own_socket(self) -> None:
+class TestDescriptors:
+    def test_our_own(self) -> None:
         with socket.socket() as sock:
+            ours = proc.Descriptors(os.getpid())
             inode = os.fstat(sock.fileno()).st_ino
-            assert proc.holds_socket(os.getpid(), sock.fileno(), inode)
-            assert not proc.holds_socket(os.getpid(), sock.fileno(), inode + 1)
-            assert sock.fileno() in proc.descriptors(os.getpid())
-        assert not proc.holds_socket(os.getpid(), 9999, inode)
-        assert not proc.holds_socket(GONE, 3, inode)
+            assert ours.target(sock.fileno()) == f"socket:[{inode}]"
+            assert ours.target(9999) == ""
+            found = ours.numbers()
+            assert found == sorted(found, reverse=True) and sock.fileno() in found
+            ours.close()
 
-    def test_descriptors_come_highest_first(self) -> None:
-        found = proc.descriptors(os.getpid())
-        assert found == sorted(found, reverse=True) and 0 in found
+    def test_their_number(self) -> None:
+        """Linux 6.2 and later; before, it is 0."""
+        ours = proc.Descriptors(os.getpid())
+        before = ours.count()
+        with socket.socket():
+            assert ours.count() in (before + 1, 0)
+        ours.close()
 
+    def test_they_stay_those_of_one_process(self) -> None:
+        pid = fork(lambda: signal.pause())
+        its = proc.Descriptors(pid)
+        assert its.numbers()
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert its.numbers() == []  # a zombie
+        os.waitpid(pid, 0)
+        assert its.numbers() == [] and its.target(0) == ""
+        with pytest.raises(OSError):
+            its.count()
+        its.close()
+
+    def test_nobody(self) -> None:
+        with pytest.raises(OSError):
+            proc.Descriptors(GONE)
+
+
+class TestThreads:
+    def test_the_process_of_a_thread(self) -> None:
+        asked: list[int | None] = []
+        thread = threading.Thread(
+            target=lambda: asked.extend((threading.get_native_id(), proc.process_of_thread(threading.get_native_id())))
+        )
+        thread.start()
+        thread.join()
+        assert asked[0] != os.getpid() and asked[1] == os.getpid()
+        assert proc.process_of_thread(GONE) is None
+
+    def test_who_is_in_connect(self) -> None:
+        """A connect that waits is seen with its descriptor; one that is over, and any other call, is not."""
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+            address = listener.getsockname()
+
+            def work() -> None:
+                socks = [socket.socket() for _ in range(3)]
+                socks[1].connect(address)  # fills the queue
+                socks[0].close()
+                socks[2].connect(address)
+
+            pid = fork(work)
+            fd = eventually(lambda: proc.connecting(pid))
+            its = proc.Descriptors(pid)
+            assert its.target(fd).startswith("socket:[")
+            its.close()
+            end(pid)
+        assert proc.connecting(os.getpid()) is None
+        assert proc.connecting(GONE) is None
+
+
+class TestWhoIsThere:
     def test_pids_and_children(self) -> None:
         pid = fork(lambda: signal.pause())
         assert pid in proc.pids() and os.getpid() in proc.pids()
@@ -176,32 +232,23 @@ class TestHolders:
         assert proc.network_namespace(os.getpid()) == os.stat("/proc/self/ns/net").st_ino
         assert proc.network_namespace(GONE) is None
 
+    def test_network_namespaces(self) -> None:
+        found = list(proc.network_namespaces(set()))
+        inodes = [os.fstat(fd).st_ino for fd in found]
+        for fd in found:
+            os.close(fd)
+        own = proc.own_network_namespace()
+        assert own in inodes and len(set(inodes)) == len(inodes)
+        others = list(proc.network_namespaces({own}))
+        assert own not in [os.fstat(fd).st_ino for fd in others]
+        for fd in others:
+            os.close(fd)
 
-class TestTables:
-    """As text: /proc/net/tcp and its like. netns/test_attribution_netns.py compares them with sock_diag."""
+    def test_newest_pid(self) -> None:
+        pid = fork(lambda: None)
+        assert proc.newest_pid() >= pid
+        os.waitpid(pid, 0)
 
-    def test_an_established_connection(self) -> None:
-        listener = socket.create_server(("127.0.0.1", 0))
-        client = socket.create_connection(listener.getsockname())
-        served, _ = listener.accept()
-        with listener, client, served:
-            ends = _ends(client)
-            row = proc.find_in_tables(os.getpid(), socket.IPPROTO_TCP, *ends)
-            assert row == (os.fstat(client.fileno()).st_ino, os.getuid())
-            row = proc.find_in_tables(os.getpid(), socket.IPPROTO_TCP, *ends[2:], *ends[:2])
-            assert row == (os.fstat(served.fileno()).st_ino, os.getuid())
-
-    def test_a_listener_is_no_answer(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-            own = socket.inet_aton("127.0.0.1")
-            assert proc.find_in_tables(os.getpid(), socket.IPPROTO_TCP, own, port, own, 9) is None
-
-    def test_nobody(self) -> None:
-        own = socket.inet_aton("127.0.0.1")
-        assert proc.find_in_tables(GONE, socket.IPPROTO_TCP, own, 1, own, 9) is None
-
-
-def _ends(sock: socket.socket) -> tuple[bytes, int, bytes, int]:
-    own, peer = sock.getsockname(), sock.getpeername()
-    return socket.inet_aton(own[0]), own[1], socket.inet_aton(peer[0]), peer[1]
+    def test_innermost_pid(self) -> None:
+        assert proc.innermost_pid(os.getpid()) is None  # one name only
+        assert proc.innermost_pid(GONE) is None
