@@ -27,16 +27,16 @@ def lab_session() -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(lab_session: Lab) -> Iterator[Lab]:
-    """The lab, which after each test has the same network links as before."""
-    links = lab_session.host.links()
-    mounts = _netns_mounts()
+    """The lab, whose host after each test has the same network links as before."""
+    links, mounts = lab_session.host.links(), _pinned(lab_session)
     yield lab_session
     assert eventually(lambda: lab_session.host.links() == links), lab_session.host.links() - links
-    assert _netns_mounts() == mounts, "a namespace was pinned by a mount"
+    assert _pinned(lab_session) == mounts, "a namespace was pinned by a mount"
 
 
-def _netns_mounts() -> list[str]:
-    with open("/proc/self/mountinfo") as file:
+def _pinned(lab: Lab) -> list[str]:
+    """Namespaces that a mount on the lab's host keeps alive."""
+    with open(f"/proc/{lab.host.pid}/mountinfo") as file:
         return [line for line in file if " - nsfs " in line]
 
 

@@ -53,7 +53,7 @@ def test_help_names_every_option(user_host: Host) -> None:
         assert option in text, option
 
 
-@pytest.mark.parametrize("command", ["run", "build", "hook", "ps", "serve", "doctor", "nonsense"])
+@pytest.mark.parametrize("command", ["run", "build", "hook", "serve", "nonsense"])
 def test_a_command_that_has_not_come_is_absent(user_host: Host, command: str) -> None:
     done = user_host.run(installed_command(), command)
     assert done.returncode == 2
