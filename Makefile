@@ -24,12 +24,12 @@ lint: $(VENV)/bin/ruff
 
 $(VENV)/bin/netns-graft: pyproject.toml $(shell find netns_graft -name '*.py')
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check .
+	$(VENV)/bin/pip install -qq --disable-pip-version-check .
 	touch $@
 
 $(VENV)/bin/ruff: pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(VENV)/bin/pip install -qq --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
 clean:
