@@ -130,7 +130,7 @@ def _prove(podman: str, place: Place, environ: Mapping[str, str], *, damaged: bo
     runtime = trial.runtime_of(podman, environ) or "its runtime"
     if verdict.fired is None:
         print(f"BAD  the trial container did not start: {printable(verdict.words)}")
-        print(f"     its log may say more: {log_file()}")
+        print(f"     its log may say more: {installation.log_of(place) or f'{directory}/hook.log'}")
         return _BROKEN
     if not verdict.fired:
         print("BAD  podman started a container with our annotation and did not fire the hook: it had no network at all")

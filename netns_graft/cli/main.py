@@ -18,17 +18,18 @@ from netns_graft.errors import GraftError, UsageError
 _HELP = """\
 usage: netns-graft COMMAND ...
 
-A network for commands that nobody has to trust, and that tells you which process asked.
+A network for commands and containers that nobody has to trust, and that tells you which process
+asked.
 
-  netns-graft exec [OPTIONS] [--] COMMAND [ARG...]   run a command in a graft
-  netns-graft run  [OPTIONS] [PODMAN OPTIONS] IMAGE [ARG...]   run a container in a graft
-  netns-graft build [OPTIONS] [PODMAN BUILD OPTIONS] CONTEXT   build an image, every RUN in a graft
-  netns-graft hook install|uninstall|status          for podman alone: what an annotation asks for
-  netns-graft ps    [--json]                         what is grafted now
-  netns-graft flows [WORKLOAD] [--follow] [--json]   what it contacts
-  netns-graft serve                                  the broker that hooks talk to, in the foreground
-  netns-graft demo                                   see it work, on this machine alone
-  netns-graft doctor [--json]                        what on this host helps or hinders, and the cure
+  netns-graft exec  [OPTIONS] [--] COMMAND [ARG...]             a command in a graft
+  netns-graft run   [OPTIONS] [PODMAN OPTIONS] IMAGE [ARG...]   a container in a graft
+  netns-graft build [OPTIONS] [PODMAN BUILD OPTIONS] CONTEXT    an image, every RUN in a graft
+  netns-graft hook  install|uninstall|status                    grafts by podman alone, by annotation
+  netns-graft ps    [--json]                                    what is grafted now
+  netns-graft flows [WORKLOAD] [--follow] [--json]              what it contacts
+  netns-graft doctor [--json]                                   what on this host helps or hinders
+  netns-graft serve                                             the broker of hooks, in the foreground
+  netns-graft demo                                              see it work, on this machine alone
 
   netns-graft COMMAND --help                         what a command takes
   netns-graft --version | --help
@@ -156,9 +157,9 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "hook": _hook,
     "ps": _ps,
     "flows": _flows,
+    "doctor": _doctor,
     "serve": _serve,
     "demo": _demo,
-    "doctor": _doctor,
 }
 
 

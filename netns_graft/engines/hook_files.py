@@ -66,7 +66,7 @@ class Hook:
     def files(self, *, always: bool) -> dict[str, str]:
         """Name and content of each definition file."""
         return {
-            f"netns-graft-{stage}.json": json.dumps(self.definition(stage, always=always), indent=2) + "\n"
+            definition_name(stage): json.dumps(self.definition(stage, always=always), indent=2) + "\n"
             for stage in STAGES
         }
 
@@ -76,6 +76,10 @@ class Hook:
             fd = os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "w", encoding="utf-8") as file:
                 file.write(text)
+
+
+def definition_name(stage: str) -> str:
+    return f"netns-graft-{stage}.json"
 
 
 def packaged_hook() -> str:

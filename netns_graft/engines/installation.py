@@ -27,7 +27,7 @@ from netns_graft.engines.containers_conf import (
     users_directory,
     xdg,
 )
-from netns_graft.engines.hook_files import Hook, packaged_hook
+from netns_graft.engines.hook_files import STAGES, Hook, definition_name, packaged_hook
 from netns_graft.errors import GraftError
 
 _DROP_IN = "99-netns-graft.conf"  # after others, for the last one's hooks_dir counts
@@ -87,6 +87,16 @@ def place_in(directory: str) -> Place:
 
 def is_installed(place: Place) -> bool:
     return os.path.exists(place.note)
+
+
+def log_of(place: Place) -> str | None:
+    """Where the installed hook writes what goes wrong; None: beside the sockets of whoever runs it."""
+    try:
+        with open(f"{place.hooks_dir}/{definition_name(STAGES[0])}", encoding="utf-8") as file:
+            words = json.load(file)["hook"]["args"]
+        return str(words[words.index("--log") + 1])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
 
 
 def install(place: Place, hook: Hook, environ: Mapping[str, str]) -> list[Change]:
@@ -191,18 +201,23 @@ def _refuse_foreign(path: str, content: bytes, note: _Note) -> None:
 
 
 def _make_parents(paths: list[str], note: _Note) -> list[str]:
-    """Make the directories that are missing, outermost first, and note them."""
-    made = []
-    for path in paths:
-        missing = []
-        directory = os.path.dirname(path)
-        while not os.path.isdir(directory):
-            missing.append(directory)
-            directory = os.path.dirname(directory)
-        for directory in reversed(missing):
-            os.mkdir(directory, 0o755)
-            made.append(directory)
-            note.directories.append(directory)
+    """Make the directories that are missing, outermost first, and note them. All or none."""
+    made: list[str] = []
+    try:
+        for path in paths:
+            missing = []
+            directory = os.path.dirname(path)
+            while not os.path.isdir(directory):
+                missing.append(directory)
+                directory = os.path.dirname(directory)
+            for directory in reversed(missing):
+                os.mkdir(directory, 0o755)
+                made.append(directory)
+    except OSError:
+        for directory in reversed(made):
+            os.rmdir(directory)
+        raise
+    note.directories += made
     return made
 
 
@@ -220,7 +235,7 @@ def _content(path: str) -> bytes | None:
     try:
         with open(path, "rb") as file:
             return file.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise GraftError(f"cannot read {path}: {error.strerror}") from None

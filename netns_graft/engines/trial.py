@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from netns_graft.engines.hook_files import ANNOTATIONS
 _LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _DIRECTORIES = ("dev", "etc", "proc", "run", "sys", "tmp", "usr")
 _SECONDS = 90
+_ENOUGH = 1024
 _INTERFACE = re.compile(r"^\s*eth0:", re.MULTILINE)
 
 
@@ -36,8 +38,8 @@ def try_podman(podman: str, options: Sequence[str], environ: Mapping[str, str], 
         root = f"{place}/root"
         _make_root(root)
         command = [
-            podman, "run", "--rm", "--network=none", "--security-opt=label=disable", "--ulimit=host",
-            "--volume=/usr:/usr:ro", f"--annotation={ANNOTATIONS}default=deny", *options,
+            podman, "run", "--rm", "--network=none", "--security-opt=label=disable", "--volume=/usr:/usr:ro",
+            *_limits(), f"--annotation={ANNOTATIONS}default=deny", *options,
             "--rootfs", root, "/usr/bin/cat", "/proc/net/dev",
         ]  # fmt: skip
         try:
@@ -66,6 +68,20 @@ def runtime_of(podman: str, environ: Mapping[str, str]) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def _limits() -> list[str]:
+    """Root's podman raises limits to a million, which root may not where a container plays the host. The trial needs
+    next to nothing.
+    """
+    if os.geteuid() != 0:
+        return []
+    given = []
+    for name, number in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
+        _, most = resource.getrlimit(number)
+        limit = _ENOUGH if most == resource.RLIM_INFINITY else min(most, _ENOUGH)
+        given.append(f"--ulimit={name}={limit}:{limit}")
+    return given
 
 
 def _make_root(root: str) -> None:
