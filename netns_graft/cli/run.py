@@ -13,7 +13,7 @@ from netns_graft.cli.launch import Launch, ending, find_engine, launch, to_the_e
 from netns_graft.cli.terminal import say
 from netns_graft.engines.bundle import RUNTIME, write_grafted
 from netns_graft.engines.containers_conf import hook_directories
-from netns_graft.engines.hook_files import ANNOTATIONS
+from netns_graft.engines.hook_files import ANNOTATIONS, STAGES, definition_name
 from netns_graft.engines.podman_options import Option, has, last, read_options
 from netns_graft.errors import UsageError
 from netns_graft.journal import Tally
@@ -37,12 +37,14 @@ def _run_podman(line: EngineLine, environ: Mapping[str, str]) -> int:
     with launch("run", line.options, environ, stays=stays) as this:
         given = last(line.read, "cidfile")
         cidfile = given.value if given is not None else f"{this.directory}/container-id"
+        annotations = _annotations(this)
+        _warn_of_restart(line.read, annotations, environ)
         command = [
             podman, "run",
             *([] if has(line.read, "network") else ["--network=none"]),
             *_hooks_dirs(this, line.read, environ),
             *([] if given is not None or this.record is None else [f"--cidfile={cidfile}"]),
-            *_annotations(this),
+            *annotations,
             *line.passed_on,
         ]  # fmt: skip
         status = to_the_end(podman, command, environ, this, tally.add)
@@ -72,6 +74,18 @@ def _annotations(this: Launch) -> list[str]:
             return []
         values.setdefault(name, []).append(value)
     return [f"--annotation={ANNOTATIONS}{name}={' '.join(texts)}" for name, texts in values.items()]
+
+
+def _warn_of_restart(read: Sequence[Option], annotations: list[str], environ: Mapping[str, str]) -> None:
+    """podman forgets --hooks-dir when it restarts a container (until 5.6), and then an installed hook must do."""
+    policy = last(read, "restart")
+    if policy is None or policy.value in (None, "", "no"):
+        return
+    directories = hook_directories(environ, rootless=os.geteuid() != 0).directories
+    if not annotations:
+        say("warning", "these options fit in no annotation: when podman restarts the container, it has no network")
+    elif not any(os.path.exists(f"{directory}/{definition_name(STAGES[0])}") for directory in directories):
+        say("warning", "when podman restarts the container, it has no network: netns-graft hook install cures that")
 
 
 def _run_bundle(line: EngineLine, environ: Mapping[str, str]) -> int:
