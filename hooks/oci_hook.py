@@ -103,6 +103,7 @@ def _limit_time(given):
 
     try:
         seconds = float(given["time-limit"])
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # crun starts hooks, and so the broker, with all signals blocked
         signal.signal(signal.SIGALRM, expired)
         signal.setitimer(signal.ITIMER_REAL, seconds)
     except (ValueError, OverflowError, OSError):
