@@ -1,15 +1,16 @@
 """The lab with container engines in it: as the unprivileged user and as root, podman with runc and with crun.
 
-After each test nothing of a container's life is left: no process, no status socket, no container; and of the
-brokers' processes and descriptors there are no more than a broker without work has. Needs a PID namespace of its
-own whose first process reaps orphans; tests/run makes it.
+After each test nothing of a container's life is left: no process, no status socket, no container, no link. Needs a
+PID namespace of its own whose first process reaps orphans; tests/run makes it.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -115,8 +116,6 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
     if not eventually(lambda: not left(), 8):
         faults += left()
-    if too_many := containers.broker_surplus():
-        faults += too_many
     engine = request.node.stash.get(ENGINE, None)
     if engine is not None:
         if not eventually(lambda: not engine.workloads(), 3):
@@ -145,3 +144,43 @@ def lab_links(request: pytest.FixtureRequest) -> set[str]:
 def nsfs_mounts() -> list[str]:
     with open("/proc/self/mountinfo") as file:
         return [line for line in file if " - nsfs " in line]
+
+
+# Debian: what tests/engines/make-debian has made beside the environment that runs the tests.
+
+
+@pytest.fixture(scope="session")
+def made() -> Path:
+    """Where tests/prepare left a Debian and wheels."""
+    place = Path(sys.prefix).parent
+    if not (place / "debian.tar").exists():
+        pytest.fail(f"no {place}/debian.tar: tests/engines/make-debian makes it", pytrace=False)
+    return place
+
+
+@pytest.fixture(scope="session")
+def packages(lab_session: Lab, made: Path) -> None:
+    """deb.example.org/apt and pypi.example.org/simple, as plain files on the lab's web server."""
+    www = lab_session.place / "www"
+    (www / "apt").symlink_to(made / "apt")
+    simple = www / "simple"
+    simple.mkdir()
+    (simple / "files").symlink_to(made / "wheels")
+    for wheel in (made / "wheels").glob("*.whl"):
+        name = re.sub(r"[-_.]+", "-", wheel.name.split("-")[0]).lower()
+        (simple / name).mkdir(exist_ok=True)
+        with open(simple / name / "index.html", "a") as file:
+            file.write(f'<a href="../files/{wheel.name}">{wheel.name}</a>\n')
+
+
+@pytest.fixture
+def debian(
+    request: pytest.FixtureRequest, lab_session: Lab, prepared: Callable[[str], None], packages: None, made: Path
+) -> Engine:
+    """The unprivileged user's podman with ``localhost/debian``."""
+    prepared("user")
+    engine = make_engine(lab_session, "user", "crun")
+    request.node.stash[ENGINE] = engine
+    if engine.podman("image", "exists", "localhost/debian").status != 0:
+        engine.podman("import", "--quiet", str(made / "debian.tar"), "localhost/debian").ok()
+    return engine

@@ -52,6 +52,8 @@ _WEB_BOTH = {"A": [WEB], "AAAA": [WEB6]}
 ZONE: dict[str, dict[str, list[str]]] = {
     "example.com": {**_WEB_BOTH, "TXT": ['"v=spf1 -all"'], "MX": ["10 mail.example.com."]},
     "www.example.com": {"CNAME": ["example.com."]},
+    "deb.example.org": {"A": [WEB]},  # indexes of packages: tests/engines
+    "pypi.example.org": {"A": [WEB]},
     "v4only.example.com": {"A": [WEB]},
     "v6only.example.com": {"AAAA": [WEB6]},
     "big.example.com": {"TXT": [f'"{n:03} {"x" * 200}"' for n in range(20)]},

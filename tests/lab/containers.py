@@ -180,6 +180,23 @@ class Engine:
             }
             (self.hooks_dir / f"netns-graft-{stage}.json").write_text(json.dumps(definition))
 
+    def configure(self, text: str | None) -> None:
+        """A drop-in of containers.conf's, or none any more."""
+        file = self.config_dir / "containers.conf.d" / "50-test.conf"
+        if text is None:
+            file.unlink(missing_ok=True)
+            return
+        for directory in (self.config_dir.parent, self.config_dir, file.parent):
+            if not directory.exists():
+                directory.mkdir()
+                os.chown(directory, self.host.identity.uid, self.host.identity.gid)
+        file.write_text(text)
+
+    @property
+    def config_dir(self) -> Path:
+        """Where podman looks for this user's configuration."""
+        return self.host.identity.home / ".config/containers" if self.rootless else self.seen("/etc/containers")
+
     def log_text(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
@@ -237,23 +254,70 @@ def processes() -> set[Process]:
 
 
 def lasting(process: Process) -> bool:
-    """What may stay when the last container has gone: podman's pause process, and the broker until it is idle."""
-    return process.command == "catatonit -P" or is_broker(process)
+    """What may stay when the last container has gone: podman's pause process, and the broker until it is idle.
 
-
-def is_broker(process: Process) -> bool:
-    return "netns_graft serve" in process.command or "netns-graft: broker" in process.command
+    conmon adopts every orphan below it and waits for them all, so the one under which a hook had to start the broker
+    stays as long as the broker does, which no process below it can help.
+    """
+    if process.command == "catatonit -P" or _is_broker(process.pid):
+        return True
+    if "conmon" in process.command:
+        return any(_is_broker(child) for child in _children(process.pid))
+    return _is_brokers_own(process)
 
 
 def brokers() -> list[Process]:
-    return sorted((p for p in processes() if is_broker(p)), key=lambda p: p.pid)
+    """Those that hold a lock of theirs, and nobody else of the same command line does."""
+    return sorted((p for p in processes() if _is_broker(p.pid)), key=lambda p: p.pid)
 
 
 def forwarders() -> list[Process]:
-    """The processes that hold a graft: ours, but no broker."""
-    return sorted(
-        (p for p in processes() if "netns-graft: forwarder" in p.command), key=lambda p: p.pid
-    )
+    """Forked by a broker to hold one graft each, whatever became of the broker: they hold F and W."""
+    ours = (p for p in processes() if _SERVE in p.command)
+    return sorted((p for p in ours if _holds(p.pid, "net:[") >= 2), key=lambda p: p.pid)
+
+
+_SERVE = "netns_graft serve"
+
+
+def _is_broker(pid: int) -> bool:
+    return _holds(pid, "/netns-graft/broker-", "/lock") > 0
+
+
+def _is_brokers_own(process: Process) -> bool:
+    """The broker's HTTP side, or the spare that waits for a container: below it, and holding no workload."""
+    if _SERVE not in process.command or _holds(process.pid, "net:[") >= 2:
+        return False
+    parent = process.pid
+    for _ in range(2):  # the spare has a child that waits in F
+        try:
+            with open(f"/proc/{parent}/stat") as file:
+                parent = int(file.read().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+        if _is_broker(parent):
+            return True
+    return False
+
+
+def _holds(pid: int, *words: str) -> int:
+    """How many of its descriptors are of what has all these words in its name."""
+    count = 0
+    try:
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            name = os.readlink(f"/proc/{pid}/fd/{fd}")
+            count += all(word in name for word in words)
+    except OSError:
+        pass  # it ended meanwhile, or closed one
+    return count
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:
+        return []
 
 
 def gone(process: Process) -> bool:
@@ -280,8 +344,3 @@ def read_flows_of(path: Path, count: int, seconds: float = 10.0) -> list[dict[st
 
     eventually(lambda: len(tcp()) >= count, seconds)
     return tcp()
-
-
-def broker_surplus() -> list[str]:
-    """What brokers without a workload have too many of."""
-    return []
