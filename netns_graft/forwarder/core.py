@@ -63,6 +63,8 @@ class Attempt:
     upstream_sock: socket.socket | None = None
     early: bytes = b""
     injected: float | None = None  # monotonic seconds: since when the handshake may complete
+    sequence: int = 0  # of the held SYN
+    over: bool = False  # refused or abandoned, whatever a dial that is still under way will say
     dns: bool = False
 
 
@@ -126,10 +128,15 @@ class Forwarder:
             syn = packet.parse_syn(frame)
         except ProtocolError:
             return
-        attempt = self._held.get(syn)
+        attempt, sequence = self._held.get(syn), packet.sequence(frame)
+        if attempt is not None and attempt.sequence != sequence:
+            # The program gave up and begins anew from the same port: a flow of its own.
+            self._abandon(attempt)
+            attempt = None
         if attempt is None:
             if len(self._held) < HELD_LIMIT:
-                attempt = Attempt(self.new_flow("tcp", socket.IPPROTO_TCP, *syn, arrived=arrived), syn, frame)
+                flow = self.new_flow("tcp", socket.IPPROTO_TCP, *syn, arrived=arrived)
+                attempt = Attempt(flow, syn, frame, sequence=sequence)
                 self._held[syn] = attempt
                 self._decide(attempt)
         elif attempt.injected is not None:
@@ -232,11 +239,16 @@ class Forwarder:
         try:
             dialled = await ruling.upstreams.dial(ruling.target, permits=ruling.permits)
         except DialError as error:
+            if attempt.over:
+                return
             if error.outcome is Outcome.DENIED:
                 flow.verdict = "deny"
             else:
                 flow.upstream = error.upstream
             self._refuse(attempt, error.errno, error.outcome, str(error))
+            return
+        if attempt.over:
+            dialled.sock.close()  # given up while dialling; recorded already
             return
         flow.upstream, flow.resolved = dialled.upstream, dialled.resolved
         attempt.upstream_sock, attempt.early = dialled.sock, dialled.early
@@ -263,11 +275,9 @@ class Forwarder:
         """The upstream answered: now the program's handshake may complete."""
         if attempt.client_sock is not None:
             self._begin_relay(attempt, attempt.client_sock)
-        elif attempt.syn in self._held:
+        else:
             attempt.injected = time.monotonic()
             self._inject(attempt)
-        else:
-            self._drop(attempt)  # stopped while dialling; recorded already
 
     def _inject(self, attempt: Attempt) -> None:
         assert attempt.frame is not None and self._wiring.inject_sock is not None
@@ -355,6 +365,7 @@ class Forwarder:
         return len(self._held) + len(self._accepted) + len(self._relays), sent, received
 
     def _drop(self, attempt: Attempt) -> None:
+        attempt.over = True
         self._accepted.discard(attempt)
         for sock in (attempt.upstream_sock, attempt.client_sock):
             if sock is not None:

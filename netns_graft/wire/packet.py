@@ -74,6 +74,13 @@ def parse_syn(frame: bytes) -> Syn:
     return Syn(source, source_port, target, target_port)
 
 
+def sequence(frame: bytes) -> int:
+    """The sequence number of a SYN frame (one that parses): the same when a SYN is sent again, by chance only in
+    another connection between the same ends."""
+    number: int = _PORTS_AND_SEQUENCE.unpack_from(frame, _tcp_offset(frame))[2]
+    return number
+
+
 def marked(frame: bytes, mark: bytes) -> bytes:
     """The same frame with the source MAC ``mark``: F's rules let it pass."""
     return frame[: VNET_HEADER + 6] + mark + frame[VNET_HEADER + 12 :]

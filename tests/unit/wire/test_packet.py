@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netns_graft.wire import ProtocolError
-from netns_graft.wire.packet import Syn, marked, parse_syn, refusal
+from netns_graft.wire.packet import Syn, marked, parse_syn, refusal, sequence
 
 FORWARDER, WORKLOAD = bytes.fromhex("026772616601"), bytes.fromhex("026772616602")
 V4 = packed("198.18.0.1"), packed("93.184.216.34")
@@ -149,6 +149,15 @@ def _parse_and_refuse(data: bytes) -> None:
         answer = refusal(data, number)
         assert take_apart(answer[10:]).checksums == (True, True)
         assert marked(data, b"\2marks")[22:] == data[22:]
+
+
+class TestSequence:
+    @given(syn_frames())
+    def test_it_is_the_syns(self, built: tuple[bytes, Syn, int]) -> None:
+        assert sequence(built[0]) == built[2]
+
+    def test_of_the_kernels_own_frames(self) -> None:
+        assert (sequence(KERNELS_V4), sequence(KERNELS_V6)) == (0xBC17BAF8, 0x5252C49E)
 
 
 class TestMarked:
