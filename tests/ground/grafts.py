@@ -45,6 +45,12 @@ class Graft:
         """In W, held by this process."""
         return self.workload.socket(family, kind, protocol)
 
+    @property
+    def link(self) -> int:
+        """The index of eth0, as the scope of a link-local address."""
+        with self.workload.inside():
+            return socket.if_nametoindex("eth0")
+
     def connect(self, address: str, port: int) -> socket.socket:
         """A TCP connection from W."""
         sock = self.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
@@ -69,6 +75,7 @@ class Graft:
         """A fork of this process that is in W from its beginning, as the command is. Returns its pid."""
 
         def inside() -> None:
+            self._process.channel.close()  # or it would keep the supervisor's end open when that is gone
             self.workload.enter()
             work()
 
