@@ -138,6 +138,11 @@ class Answering:
             )
         try:
             first = workload.open_workload(request.pid)
+        except PermissionError as error:
+            raise GraftError(
+                f"the container's process {request.pid} may not be looked into: {error.strerror}",
+                hint="what an ordinary user calls without an engine must be called in a user namespace: podman unshare",
+            ) from None
         except OSError as error:
             raise GraftError(f"the container's process {request.pid}: {error.strerror}") from None
         if first.inode == workload.own_network():

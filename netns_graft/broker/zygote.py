@@ -5,7 +5,9 @@ to be safe this process runs no thread and no event loop, and the child closes w
 byte.
 
 It leaves after ``idle`` seconds without a question, unless a forwarder of its own lives: then the next container is
-likely, and the memory is shared anyway. What it leaves behind lives on: forwarders are sessions of their own.
+likely, and the memory is shared anyway. ``crun run`` in the foreground adopts whatever its hooks leave behind and
+waits for its end, so a broker that was started by one leaves with its last forwarder. What it leaves behind lives on:
+forwarders are sessions of their own.
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ class Broker:
         poll = select.poll()
         for fd in (self.hook_sock.fileno(), wake_read, used_sock.fileno()):
             poll.register(fd, select.POLLIN)
-        last = time.monotonic()
+        began = last = time.monotonic()
         while not self._stop:
             now = time.monotonic()
             if self._front is None and now >= self._front_due:
@@ -102,6 +104,8 @@ class Broker:
                 self._make_spare()
             if self._children:
                 last = now
+            elif last > began and workload.is_awaited_by("crun"):
+                break
             left = last + idle - now
             if left <= 0:
                 break

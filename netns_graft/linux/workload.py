@@ -116,6 +116,12 @@ def name_by_monitor(pid: int) -> str | None:
     return None
 
 
+def is_awaited_by(program: str) -> bool:
+    """Is our parent a process of this name? Those that were started and left go to the nearest subreaper above."""
+    argv = proc.argv(os.getppid())
+    return bool(argv) and os.path.basename(argv[0]) == program
+
+
 def root_of(pid: int) -> str:
     """A path to the root directory of ``pid``, through which its mount namespace's files can be read."""
     return f"/proc/{pid}/root"
