@@ -13,7 +13,7 @@ import netns_graft
 from netns_graft.cli.launch import log_file
 from netns_graft.cli.terminal import printable, say
 from netns_graft.engines import installation, trial
-from netns_graft.engines.containers_conf import hook_directories
+from netns_graft.engines.containers_conf import hooks_dirs
 from netns_graft.engines.hook_files import WHOEVER_RUNS, Hook
 from netns_graft.engines.installation import Place
 from netns_graft.errors import GraftError, UsageError
@@ -149,15 +149,15 @@ def _show(changes: Sequence[installation.Change]) -> None:
 def _warn_if_shadowed(place: Place, environ: Mapping[str, str]) -> None:
     if place.drop_in is None:
         return
-    now = hook_directories(environ, rootless=place.rootless, root=place.root)
-    if place.hooks_dir not in now.directories:
+    now = hooks_dirs(environ, os.geteuid())
+    if place.hooks_dir not in now.hooks_dirs:
         if os.path.exists(place.drop_in):
-            say("warning", f"{now.said_by} has the last word about hooks_dir: add {place.hooks_dir} there")
+            say("warning", f"{now.set_by} has the last word about hooks_dir: add {place.hooks_dir} there")
         return
-    before = hook_directories(environ, rootless=place.rootless, root=place.root, without=place.drop_in)
-    lost = [one for one in before.directories if one not in now.directories] if before.said_by else []
+    before = hooks_dirs(environ, os.geteuid(), without=place.drop_in)
+    lost = [one for one in before.hooks_dirs if one not in now.hooks_dirs] if before.set_by else []
     if lost:
-        say("warning", f"{before.said_by} names {', '.join(lost)} since the hook was installed: install it again")
+        say("warning", f"{before.set_by} names {', '.join(lost)} since the hook was installed: install it again")
 
 
 def _refuse_lost_package() -> None:

@@ -12,7 +12,7 @@ from netns_graft.cli.engine_options import EngineLine, parse_run
 from netns_graft.cli.launch import Launch, ending, find_engine, launch, to_the_end
 from netns_graft.cli.terminal import say
 from netns_graft.engines.bundle import RUNTIME, write_grafted
-from netns_graft.engines.containers_conf import hook_directories
+from netns_graft.engines.containers_conf import hooks_dirs
 from netns_graft.engines.hook_files import ANNOTATIONS, STAGES, definition_name
 from netns_graft.engines.podman_options import Option, has, last, read_options
 from netns_graft.errors import UsageError
@@ -57,7 +57,7 @@ def _hooks_dirs(this: Launch, read: Sequence[Option], environ: Mapping[str, str]
     the last of them: its files go before installed ones of the same names.
     """
     if not has(read, "hooks-dir"):
-        for directory in hook_directories(environ, rootless=os.geteuid() != 0).directories:
+        for directory in hooks_dirs(environ, os.geteuid()).hooks_dirs:
             yield f"--hooks-dir={directory}"
     yield f"--hooks-dir={this.hooks_dir()}"
 
@@ -81,7 +81,7 @@ def _warn_of_restart(read: Sequence[Option], annotations: list[str], environ: Ma
     policy = last(read, "restart")
     if policy is None or policy.value in (None, "", "no"):
         return
-    directories = hook_directories(environ, rootless=os.geteuid() != 0).directories
+    directories = hooks_dirs(environ, os.geteuid()).hooks_dirs
     if not annotations:
         say("warning", "these options fit in no annotation: when podman restarts the container, it has no network")
     elif not any(os.path.exists(f"{directory}/{definition_name(STAGES[0])}") for directory in directories):

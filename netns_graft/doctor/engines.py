@@ -9,9 +9,9 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from netns_graft.doctor.containers_conf import Engine
 from netns_graft.doctor.finding import Finding, Status, reason
 from netns_graft.doctor.place import Place
+from netns_graft.engines.containers_conf import Engine
 from netns_graft.linux import host_files
 
 PROGRAMS = ("podman", "buildah", "runc", "crun")

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from netns_graft import __version__
-from netns_graft.doctor import containers_conf, engines, hooks, namespaces, network, place, processes
+from netns_graft.doctor import engines, hooks, namespaces, network, place, processes
 from netns_graft.doctor.finding import Finding, Status
+from netns_graft.engines import containers_conf
 from netns_graft.linux import xt_rules
 from netns_graft.linux.probes import RunningTrials
 

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from netns_graft.doctor.containers_conf import DEFAULT_HOOKS_DIR, Engine, config_dir
 from netns_graft.doctor.engines import Program
 from netns_graft.doctor.finding import Finding, Status, reason
+from netns_graft.engines.containers_conf import DEFAULT_HOOKS_DIR, Engine, config_dir
 from netns_graft.linux import host_files
 
 HOOK_FILE = "oci_hook.py"

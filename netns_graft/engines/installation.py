@@ -21,18 +21,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from netns_graft.engines.containers_conf import (
-    ADMINISTRATORS,
-    DEFAULT_DIRECTORIES,
-    hook_directories,
-    users_directory,
-    xdg,
+    ADMINISTRATORS_HOOKS_DIR,
+    DEFAULT_HOOKS_DIR,
+    config_dir,
+    hooks_dirs,
 )
 from netns_graft.engines.hook_files import STAGES, Hook, definition_name, packaged_hook
 from netns_graft.errors import GraftError
 
 _DROP_IN = "99-netns-graft.conf"  # after others, for the last one's hooks_dir counts
-_HOOK = "netns-graft-oci-hook.py"
-_NOTE = ".netns-graft-installed"
+_OURS = "netns-graft"  # the directory of what podman does not read
+_HOOK = "oci_hook.py"
+_NOTE = "installed.json"
 
 
 @dataclass(slots=True, frozen=True)
@@ -43,8 +43,6 @@ class Place:
     hook_file: str
     note: str
     drop_in: str | None = None
-    rootless: bool = True
-    root: str = "/"
 
 
 class Change(NamedTuple):
@@ -56,33 +54,36 @@ class Change(NamedTuple):
 
 
 def users_place(environ: Mapping[str, str]) -> Place:
-    data = f"{xdg(environ, 'XDG_DATA_HOME', '.local/share')}/netns-graft"
+    home, data = environ.get("HOME", ""), environ.get("XDG_DATA_HOME", "")
+    if not os.path.isabs(home):
+        raise GraftError("HOME does not say where your files are")
+    ours = f"{data if os.path.isabs(data) else f'{home}/.local/share'}/{_OURS}"
     return Place(
-        hooks_dir=f"{data}/hooks.d",
-        hook_file=f"{data}/{_HOOK}",
-        note=f"{data}/{_NOTE}",
-        drop_in=f"{users_directory(environ)}/containers.conf.d/{_DROP_IN}",
+        hooks_dir=f"{ours}/hooks.d",
+        hook_file=f"{ours}/{_HOOK}",
+        note=f"{ours}/{_NOTE}",
+        drop_in=f"{config_dir(environ)}/containers/containers.conf.d/{_DROP_IN}",
     )
 
 
-def systems_place(root: str = "/") -> Place:
-    """For all users. ``root``: where the file system begins."""
-    above = root.rstrip("/")
-    code = f"{above}/usr/local/lib/netns-graft"
+def systems_place() -> Place:
+    """For all users."""
+    ours = f"/usr/local/lib/{_OURS}"
     return Place(
-        hooks_dir=f"{above}{ADMINISTRATORS}",
-        hook_file=f"{code}/{_HOOK}",
-        note=f"{code}/{_NOTE}",
-        drop_in=f"{above}/etc/containers/containers.conf.d/{_DROP_IN}",
-        rootless=False,
-        root=root,
+        hooks_dir=ADMINISTRATORS_HOOKS_DIR,
+        hook_file=f"{ours}/{_HOOK}",
+        note=f"{ours}/{_NOTE}",
+        drop_in=f"/etc/containers/containers.conf.d/{_DROP_IN}",
     )
 
 
 def place_in(directory: str) -> Place:
-    """Everything in one directory, for ``--hooks-dir`` of podman or for CRI-O; engines read only ``*.json`` there."""
+    """Everything below one directory, for ``--hooks-dir`` of podman or for CRI-O; engines look into no directory
+    below it.
+    """
     directory = os.path.abspath(directory)
-    return Place(hooks_dir=directory, hook_file=f"{directory}/{_HOOK}", note=f"{directory}/{_NOTE}")
+    ours = f"{directory}/{_OURS}"
+    return Place(hooks_dir=directory, hook_file=f"{ours}/{_HOOK}", note=f"{ours}/{_NOTE}")
 
 
 def is_installed(place: Place) -> bool:
@@ -176,12 +177,10 @@ def _wanted(place: Place, hook: Hook, environ: Mapping[str, str]) -> dict[str, b
 
 def _drop_in(place: Place, environ: Mapping[str, str]) -> str:
     """The directories that podman reads now, and ours: a drop-in that names only ours would switch theirs off."""
-    now = hook_directories(environ, rootless=place.rootless, without=place.drop_in, root=place.root)
-    directories = list(now.directories)
-    if now.said_by is None:
-        directories = [*DEFAULT_DIRECTORIES, ADMINISTRATORS]
+    now = hooks_dirs(environ, os.geteuid(), without=place.drop_in)
+    directories = now.hooks_dirs if now.set_by is not None else [DEFAULT_HOOKS_DIR, ADMINISTRATORS_HOOKS_DIR]
     if place.hooks_dir not in directories:
-        directories.append(place.hooks_dir)
+        directories = [*directories, place.hooks_dir]
     rows = "".join(f"  {json.dumps(directory)},\n" for directory in directories)
     return (
         "# Written by `netns-graft hook install`; `netns-graft hook uninstall` removes it.\n"

@@ -7,11 +7,11 @@ import pytest
 
 from netns_graft.cli import doctor as command
 from netns_graft.doctor import engines, namespaces, network, place, processes
-from netns_graft.doctor.containers_conf import Engine
 from netns_graft.doctor.engines import Program
 from netns_graft.doctor.examination import Report
 from netns_graft.doctor.finding import Finding, Status
 from netns_graft.doctor.place import Place
+from netns_graft.engines.containers_conf import Engine
 from netns_graft.linux.host_files import parse_mounts
 from netns_graft.linux.nat_rules import Action, Chain, Rule, Table
 from netns_graft.linux.probes import Trial, Trials

@@ -1,97 +1,92 @@
-"""Where podman looks for hooks, from files in podman's order."""
-
-from __future__ import annotations
-
-from pathlib import Path
+"""What podman's files come to, in a tree of files."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from netns_graft.engines.containers_conf import DEFAULT_DIRECTORIES, hook_directories
+from netns_graft.engines import containers_conf
+from netns_graft.engines.containers_conf import DEFAULT_HOOKS_DIR, Engine
 from netns_graft.errors import ConfigError
 
-
-def conf(path: Path, *directories: str, append: str = "") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    words = ", ".join([f'"{directory}"' for directory in directories] + ([append] if append else []))
-    path.write_text(f"[engine]\nhooks_dir = [{words}]\n")
-    return path
+HOME = {"HOME": "/home/u"}
 
 
-@pytest.fixture
-def environ(tmp_path: Path) -> dict[str, str]:
-    return {"HOME": str(tmp_path / "home")}
+def write(root, path, text):
+    place = root / path.lstrip("/")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(text)
 
 
-def read(environ, tmp_path, *, rootless=True, without=None):
-    return hook_directories(environ, rootless=rootless, root=str(tmp_path), without=without)
+def read(root, environ=HOME, uid=1000, **more):
+    return containers_conf.read(str(root), environ, uid, **more)
 
 
-def test_without_a_word_it_is_podmans_default(environ, tmp_path):
-    assert read(environ, tmp_path).directories == DEFAULT_DIRECTORIES
-    assert read(environ, tmp_path).said_by is None
+def test_none(tmp_path):
+    engine = read(tmp_path)
+    assert (engine.hooks_dirs, engine.runtime, engine.set_by) == ([DEFAULT_HOOKS_DIR], None, None)
 
 
-def test_the_last_file_counts_users_after_the_systems_drop_ins_by_name(environ, tmp_path):
-    files = [
-        conf(tmp_path / "usr/share/containers/containers.conf", "/1"),
-        conf(tmp_path / "etc/containers/containers.conf", "/2"),
-        conf(tmp_path / "etc/containers/containers.conf.d/10.conf", "/3"),
-        conf(tmp_path / "etc/containers/containers.conf.d/20.conf", "/4"),
-        conf(tmp_path / "home/.config/containers/containers.conf", "/5"),
-        conf(tmp_path / "home/.config/containers/containers.conf.d/a.conf", "/6"),
-        conf(tmp_path / "home/.config/containers/containers.conf.d/b.conf", "/7"),
-    ]
-    for number in range(len(files), 0, -1):
-        found = read(environ, tmp_path)
-        assert (found.directories, found.said_by) == ((f"/{number}",), str(files[number - 1]))
-        files[number - 1].unlink()
+def test_later_files_win(tmp_path):
+    write(tmp_path, "/usr/share/containers/containers.conf", '[engine]\nruntime = "crun"\nhooks_dir = ["/a"]\n')
+    write(tmp_path, "/etc/containers/containers.conf", '[engine]\nruntime = "runc"\n')
+    write(tmp_path, "/etc/containers/containers.conf.d/20.conf", '[engine]\nhooks_dir = ["/c"]\n')
+    write(tmp_path, "/etc/containers/containers.conf.d/10.conf", '[engine]\nhooks_dir = ["/b"]\n')
+    write(tmp_path, "/etc/containers/containers.conf.d/90.txt", '[engine]\nhooks_dir = ["/no"]\n')
+    engine = read(tmp_path)
+    assert (engine.hooks_dirs, engine.runtime) == (["/c"], "runc")
+    assert engine.set_by == "/etc/containers/containers.conf.d/20.conf"
 
 
-def test_a_file_that_says_nothing_of_hooks_changes_nothing(environ, tmp_path):
-    conf(tmp_path / "etc/containers/containers.conf", "/1")
-    own = tmp_path / "home/.config/containers/containers.conf"
-    own.parent.mkdir(parents=True)
-    own.write_text('[engine]\nruntime = "crun"\n')
-    assert read(environ, tmp_path).directories == ("/1",)
+def test_the_users_own_are_not_roots(tmp_path):
+    write(tmp_path, "/home/u/.config/containers/containers.conf.d/x.conf", '[engine]\nhooks_dir = ["/mine"]\n')
+    assert read(tmp_path).hooks_dirs == ["/mine"]
+    assert read(tmp_path, uid=0).hooks_dirs == [DEFAULT_HOOKS_DIR]
+    write(tmp_path, "/xdg/containers/containers.conf", '[engine]\nhooks_dir = ["/xdg"]\n')
+    assert read(tmp_path, {**HOME, "XDG_CONFIG_HOME": "/xdg"}).hooks_dirs == ["/xdg"]
 
 
-def test_root_reads_nothing_below_a_home(environ, tmp_path):
-    conf(tmp_path / "home/.config/containers/containers.conf", "/own")
-    assert read(environ, tmp_path, rootless=False).directories == DEFAULT_DIRECTORIES
+def test_append(tmp_path):
+    write(tmp_path, "/etc/containers/containers.conf", '[engine]\nhooks_dir = ["/a", {append = true}]\n')
+    write(tmp_path, "/home/u/.config/containers/containers.conf", '[engine]\nhooks_dir = ["/b"]\n')
+    assert read(tmp_path).hooks_dirs == [DEFAULT_HOOKS_DIR, "/a", "/b"]
 
 
-def test_xdg_config_home_goes_before_home(environ, tmp_path):
-    conf(tmp_path / "elsewhere/containers/containers.conf", "/x")
-    environ["XDG_CONFIG_HOME"] = str(tmp_path / "elsewhere")
-    assert read(environ, tmp_path).directories == ("/x",)
+def test_environment(tmp_path):
+    write(tmp_path, "/etc/containers/containers.conf", '[engine]\nhooks_dir = ["/etc"]\n')
+    write(tmp_path, "/only", '[engine]\nhooks_dir = ["/o"]\n')
+    write(tmp_path, "/over", '[engine]\nruntime = "runc"\n')
+    engine = read(tmp_path, {**HOME, "CONTAINERS_CONF": "/only", "CONTAINERS_CONF_OVERRIDE": "/over"})
+    assert (engine.hooks_dirs, engine.runtime) == (["/o"], "runc")
 
 
-def test_containers_conf_takes_the_place_of_all(environ, tmp_path):
-    conf(tmp_path / "home/.config/containers/containers.conf", "/own")
-    environ["CONTAINERS_CONF"] = str(conf(tmp_path / "only.conf", "/only"))
-    assert read(environ, tmp_path).directories == ("/only",)
-    environ["CONTAINERS_CONF_OVERRIDE"] = str(conf(tmp_path / "over.conf", "/over"))
-    assert read(environ, tmp_path).directories == ("/over",)
+def test_a_fault_names_the_file(tmp_path):
+    write(tmp_path, "/etc/containers/containers.conf", "[engine\n")
+    engine = read(tmp_path)
+    assert len(engine.faults) == 1
+    assert engine.faults[0].startswith("/etc/containers/containers.conf: ")
 
 
-def test_append_adds_to_what_was_said_before(environ, tmp_path):
-    conf(tmp_path / "etc/containers/containers.conf", "/1")
-    conf(tmp_path / "home/.config/containers/containers.conf", "/2", append="{append = true}")
-    assert read(environ, tmp_path).directories == ("/1", "/2")
+@given(st.one_of(st.text(), st.text().map(lambda text: f"[engine]\nhooks_dir = {text}\n")))
+def test_any_text_is_read_or_a_fault(text):
+    engine = Engine()
+    try:
+        containers_conf.take(engine, "/x", text)
+    except ValueError:
+        pass
+    assert all(isinstance(path, str) for path in engine.hooks_dirs)
 
 
-def test_as_if_a_file_were_not_there(environ, tmp_path):
-    ours = conf(tmp_path / "home/.config/containers/containers.conf.d/99.conf", "/ours")
-    assert read(environ, tmp_path, without=str(ours)).directories == DEFAULT_DIRECTORIES
+def test_a_deep_one_is_a_fault():
+    with pytest.raises(ValueError, match=r"."):
+        containers_conf.take(Engine(), "/x", "a = " + "[" * 100_000)
 
 
-def test_no_toml_is_told_with_its_file(environ, tmp_path):
-    path = conf(tmp_path / "etc/containers/containers.conf", "/1")
-    path.write_text("hooks_dir = [")
-    with pytest.raises(ConfigError, match=str(path)):
-        read(environ, tmp_path)
+def test_as_if_a_file_were_not_there(tmp_path):
+    write(tmp_path, "/etc/containers/containers.conf.d/99.conf", '[engine]\nhooks_dir = ["/ours"]\n')
+    assert read(tmp_path, without="/etc/containers/containers.conf.d/99.conf").set_by is None
 
 
-def test_without_a_home_there_is_nothing_to_go_by(tmp_path):
-    with pytest.raises(ConfigError, match="HOME"):
-        read({}, tmp_path)
+def test_a_fault_of_this_machine_is_an_error(tmp_path):
+    (tmp_path / "only.conf").write_text("[engine\n")
+    with pytest.raises(ConfigError, match=r"/only\.conf: "):
+        containers_conf.hooks_dirs({"CONTAINERS_CONF": str(tmp_path / "only.conf")}, 1000)
