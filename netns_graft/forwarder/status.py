@@ -5,8 +5,8 @@
     {"do": "status"}                  one line: the workload and its counts
     {"do": "flows", "follow": true}   the last flows (at most ``REMEMBERED``), then each as it ends
     {"do": "flows"}                   the last flows, then the end of file
-    {"do": "finish"}, …               whatever the workload's kind adds; one line. The end of file after "finish" and
-                                      "leave" comes when the forwarder has ended, its last records written
+    {"do": "finish"}, …               whatever the workload's kind adds; one line. The end of file after
+                                      {"finished": true} comes when the forwarder has ended, its last records written
 
 An error is ``{"error": "…"}``. Who may ask is decided by ``control_sockets``; a process in a graft may not. Nothing
 that an asker does or leaves undone holds a flow up: a follower that does not read loses flows, and is told how many.
@@ -30,7 +30,6 @@ REMEMBERED = 1000  # flows
 _WAITING = 1000  # flows that a follower may be behind
 _ASKERS = 64  # at once
 _LINE = 65536  # bytes of a question
-_LASTING = frozenset({"finish", "leave"})
 _PATIENCE = 5.0  # seconds for the question, and for the reader of an answer
 
 Message = dict[str, Any]
@@ -115,7 +114,9 @@ class StatusSocket:
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._on_asker)
 
     def close(self) -> None:
-        """Inside the loop if it was served."""
+        """Inside the loop if it was served; harmless when repeated."""
+        if self._sock.fileno() < 0:
+            return
         if self._answers:
             asyncio.get_running_loop().remove_reader(self._sock.fileno())
         control_sockets.remove(self._path, self._inode)
@@ -153,8 +154,9 @@ class StatusSocket:
                 if question.get("do") == "flows":
                     await self._tell_flows(sock, bool(question.get("follow")))
                 else:
-                    await _tell(sock, await self._answer(question))
-                    if question.get("do") in _LASTING:
+                    answer = await self._answer(question)
+                    await _tell(sock, answer)
+                    if answer.get("finished"):
                         self._kept.append(sock.dup())
             except (OSError, TimeoutError):
                 pass  # the asker has left, or does not read
