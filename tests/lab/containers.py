@@ -209,6 +209,12 @@ class Engine:
         except FileNotFoundError:
             return []
 
+    def broker(self) -> Process:
+        """The one of this identity's podman."""
+        own = f"{self.host.identity.runtime_dir}/" if self.rootless else "/run/netns-graft/"
+        (broker,) = (broker for broker in brokers() if _holds(broker.pid, own, "/lock"))
+        return broker
+
     def containers(self) -> list[str]:
         return self.podman("ps", "--all", "--quiet").ok().split()
 
