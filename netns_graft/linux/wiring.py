@@ -191,6 +191,7 @@ def _quiet_sysctls(ipv6: bool) -> None:
         ("ipv4/conf/all/route_localnet", "0"),
         ("ipv4/conf/default/route_localnet", "0"),
         ("ipv4/icmp_ratelimit", "0"),  # refusals are immediate, each of them
+        ("ipv4/icmp_ratemask", "0"),  # and none counts towards icmp_msgs_per_sec
     ):
         _sysctl(name, value)
     if not ipv6:
@@ -203,6 +204,7 @@ def _quiet_sysctls(ipv6: bool) -> None:
         ("ipv6/conf/default/addr_gen_mode", "1"),  # no link-local address, hence no solicitations
         ("ipv6/conf/default/disable_ipv6", "0"),
         ("ipv6/icmp/ratelimit", "0"),
+        ("ipv6/icmp/ratemask", "255"),  # of a type that nobody sends; none at all is not a value
     ):
         _sysctl(name, value)
 
