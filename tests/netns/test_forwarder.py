@@ -538,7 +538,8 @@ class TestEnd:
             assert before > 5
             for _ in range(2000):
                 one()
-            assert eventually(lambda: len(os.listdir(f"/proc/{it.pid}/fd")) <= before)  # a record comes before the close
+            # A record comes a moment before the close.
+            assert eventually(lambda: len(os.listdir(f"/proc/{it.pid}/fd")) <= before)
 
     @in_own_namespaces
     def test_the_workload_ends_with_flows_open(self) -> None:
