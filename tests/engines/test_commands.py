@@ -93,17 +93,12 @@ def test_a_detached_container_can_be_watched(engine: Engine) -> None:
 
 @one
 def test_flows_are_followed_to_the_containers_end(engine: Engine) -> None:
-    script = f"read go; wget -qO /dev/null http://{at.WEB}/"
-    argv = engine.run_argv("--rm", "-i", "--name", "web", IMAGE, "sh", "-c", script)
-    with engine.started("sh", "-c", 'sleep 600 | "$@"', "sh", *argv) as podman:
-        assert eventually(lambda: engine.workloads() != [])
-        with engine.started(*graft_argv("flows", "web", "--follow", "--json")) as flows:
-            engine.podman("exec", "web", *ASK).ok()
-            record = json.loads(read_line(flows))
-            assert record["destination"]["address"] == at.WEB
-            engine.podman("kill", "web").ok()
-            assert flows.wait(timeout=10) == 0
-        podman.kill()
+    run(engine, podman=("-d", "--name", "web"), command=("sleep", "600")).ok()
+    with engine.started(*graft_argv("flows", "web", "--follow", "--json")) as flows:
+        engine.podman("exec", "web", *ASK).ok()
+        assert json.loads(read_line(flows))["destination"]["address"] == at.WEB
+        engine.podman("rm", "--force", "--time", "0", "web").ok()
+        assert flows.wait(timeout=10) == 0
 
 
 @one
@@ -111,7 +106,7 @@ def test_a_signal_to_us_is_the_containers(engine: Engine) -> None:
     script = "trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done"
     argv = graft_argv("run", f"--runtime={engine.runtime}", "--rm", IMAGE, "sh", "-c", script)
     with engine.started(*argv) as process:
-        assert read_line(process) == b"up"
+        assert read_line(process) == "up"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 5
 
@@ -184,6 +179,7 @@ def make_bundle(engine: Engine, image: Path) -> Path:
     return bundle
 
 
+@pytest.mark.parametrize("engine", ["user-runc", "root-runc", "root-crun"], indirect=True)
 def test_a_bundle_is_run(engine: Engine, image: Path) -> None:
     bundle = make_bundle(engine, image)
     before = (bundle / "config.json").read_text()
@@ -194,3 +190,12 @@ def test_a_bundle_is_run(engine: Engine, image: Path) -> None:
     assert (bundle / "config.json").read_text() == before
     denied = engine.graft("run", "--default=deny", f"--bundle={bundle}", f"--runtime={engine.runtime}", "its-name")
     assert denied.status == 1
+
+
+@one
+def test_why_a_bundle_did_not_start_is_told_where_the_runtime_does_not(engine: Engine, image: Path) -> None:
+    """crun lets nobody outside its user namespace look into the container, and shows nothing that a hook says."""
+    done = engine.graft("run", "--bundle", str(make_bundle(engine, image)), "--runtime", "crun")
+    assert done.status == 255
+    assert "netns-graft: error: the container was not started: " in done.stderr
+    assert "podman unshare" in done.stderr
