@@ -42,7 +42,7 @@ from netns_graft.wire.packet import Syn
 HELD_LIMIT = 4096  # SYNs held at once; more wait for their retransmission
 ACCEPT_GRACE = 10.0  # seconds for the program to complete a handshake that it began
 _BURST = 64  # packets or connections taken per event
-_FRAME = 2048  # a SYN is some 90 bytes
+_FRAME = 66_000  # a SYN is some 90 bytes, but TCP Fast Open may put data into it
 _DIRECT = "direct"
 
 _OUTCOMES = {

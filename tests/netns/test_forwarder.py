@@ -20,6 +20,7 @@ from ground.child import eventually, in_own_namespaces, wait
 from ground.frames import take_apart
 from ground.grafts import Graft, graft
 from ground.network import (
+    import,
     FAR_UNREACHABLE,
     HOST,
     HOST6,
@@ -33,6 +34,7 @@ from ground.network import (
     WEB6,
     Network,
     internet,
+    sysctl,
 )
 
 from netns_graft.forwarder import core
@@ -435,6 +437,24 @@ class TestHandshake:
                         heard.append(b"reset")
             assert sorted(heard) == [b"reset", b"second"]
             assert sorted(it.flow()["outcome"] for _ in range(2)) == ["ok", "workload-gone"]
+
+    @pytest.mark.parametrize("size", [10, 3000, 40_000])
+    @in_own_namespaces
+    def test_a_syn_that_brings_data(self, size: int) -> None:
+        """TCP Fast Open without a cookie: as much as a segment holds. It is put back whole, and nothing is sent twice."""
+        with internet() as inet, graft() as it, inet.listener(WEB, 80) as listener, it.socket() as program:
+            with it.workload.inside():
+                sysctl("net/ipv4/tcp_fastopen", "5")
+            data, heard = os.urandom(size), b""
+            sent = program.sendto(data, socket.MSG_FASTOPEN, (WEB, 80))
+            program.sendall(data[sent:])
+            program.shutdown(socket.SHUT_WR)
+            with accept(listener) as served:
+                while part := served.recv(65536):
+                    heard += part
+            assert heard == data
+            flow = it.flow()
+        assert (flow["outcome"], flow["bytes_sent"]) == ("ok", size)
 
     @in_own_namespaces
     def test_a_forged_mark_is_judged_like_any_other(self) -> None:
