@@ -20,7 +20,6 @@ from ground.child import eventually, in_own_namespaces, wait
 from ground.frames import take_apart
 from ground.grafts import Graft, graft
 from ground.network import (
-    import,
     FAR_UNREACHABLE,
     HOST,
     HOST6,
@@ -441,7 +440,7 @@ class TestHandshake:
     @pytest.mark.parametrize("size", [10, 3000, 40_000])
     @in_own_namespaces
     def test_a_syn_that_brings_data(self, size: int) -> None:
-        """TCP Fast Open without a cookie: as much as a segment holds. It is put back whole, and nothing is sent twice."""
+        """TCP Fast Open without a cookie: as much as a segment holds. It is put back whole, nothing comes twice."""
         with internet() as inet, graft() as it, inet.listener(WEB, 80) as listener, it.socket() as program:
             with it.workload.inside():
                 sysctl("net/ipv4/tcp_fastopen", "5")
