@@ -58,6 +58,8 @@ def run_build(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         from netns_graft.cli.summary import print_steps
 
         print_steps([(step.title, step.tally) for step in found], sys.stderr)
+    if status:
+        this.tell_refusal()
     _tell_denials(found)
     final = status_with_denials(line.options, status, sum(step.tally.denied for step in found))
     if final != status:

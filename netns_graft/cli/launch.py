@@ -31,7 +31,8 @@ from netns_graft.records import Reader, flow_on
 
 _DENIED = 78  # EX_CONFIG: --fail-on-deny, and something was
 _LOGIN = ("NETNS_GRAFT_PROXY_USERNAME", "NETNS_GRAFT_PROXY_PASSWORD")
-_NEVER_RAN = (125, 126, 127)  # podman's own: an empty table would say nothing
+_NEVER_RAN = (125, 126, 127, 255)  # podman's own, and crun's: an empty table would say nothing
+_REFUSAL = " hook: netns-graft: error: "
 _STDERR = 2
 
 
@@ -45,6 +46,18 @@ class Launch:
     options: GraftOptions
     settings: list[tuple[str, str]] = field(default_factory=list, repr=False)
     record: Record | None = None
+    log_began: int = 0  # bytes
+
+    def tell_refusal(self) -> None:
+        """What a hook wrote into the log meanwhile: crun keeps its words to itself."""
+        try:
+            with open(log_file(), encoding="utf-8", errors="replace") as file:
+                file.seek(self.log_began)
+                refusals = [line.partition(_REFUSAL)[2].strip() for line in file if _REFUSAL in line]
+        except OSError:
+            return
+        for refusal in refusals[-1:]:
+            say("error", refusal)
 
     def hook(self, *, group: str | None = None) -> Hook:
         return Hook(
@@ -82,7 +95,7 @@ def launch(
         directory = places.private_directory(f"{places.private_directory(f'{runtime}/launches')}/{name}")
     except OSError as error:
         raise GraftError(f"cannot use {error.filename}: {error.strerror}") from None
-    this = Launch(name, runtime, directory, options)
+    this = Launch(name, runtime, directory, options, log_began=_size(log_file()))
     try:
         this.settings = [*_upstreams(this, environ), *_policy(options)]
         flows = _flows_file(options.flows)
@@ -120,6 +133,8 @@ def to_the_end(
 def ending(this: Launch, status: int, tally: Tally) -> int:
     """The summary if there is to be one; the status."""
     never_ran = status in _NEVER_RAN and not tally.groups
+    if never_ran:
+        this.tell_refusal()
     if this.record is not None and this.wants_summary and not never_ran:
         from netns_graft.cli.summary import print_summary
 
@@ -129,6 +144,13 @@ def ending(this: Launch, status: int, tally: Tally) -> int:
 
 def status_with_denials(options: GraftOptions, status: int, denied: int) -> int:
     return _DENIED if options.fail_on_deny and denied and status == 0 else status
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0
 
 
 def log_file() -> str:
