@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from netns_graft.dns.service import Answer, DnsService
-from netns_graft.flow import Attribution, Flow
+from netns_graft.flow import Attribution, Flow, Outcome
 from netns_graft.forwarder.jobs import Jobs
 from netns_graft.forwarder.reactor import Reactor
 from netns_graft.linux.cable import DNS_PORT
@@ -76,9 +76,22 @@ class Names:
         return True
 
     async def _later(self, flow: Flow, data: bytes, reply: partial[None]) -> None:
-        answer = await self._service.answer(data, udp=True)
+        try:
+            answer = await self._service.answer(data, udp=True)
+        except asyncio.CancelledError:
+            self._cut_short(flow, data)
+            raise
         self._finish(flow, len(data), answer)
         reply(answer)
+
+    def _cut_short(self, flow: Flow, data: bytes) -> None:
+        """The workload ended before its resolver had answered."""
+        from netns_graft.wire.dns import parse_query  # loaded with the first question, not with us
+
+        flow.host, flow.host_source = parse_query(data).name, "dns"
+        flow.verdict, flow.outcome = "allow", Outcome.WORKLOAD_GONE
+        flow.bytes_sent = len(data)
+        self._forwarder.record(flow)
 
     def _finish(self, flow: Flow, sent: int, answer: Answer) -> None:
         flow.host = answer.name or None
@@ -125,7 +138,11 @@ class Names:
                     flow = self._forwarder.new_flow("dns", 0, *ends, attribution=who)
                     answer = self._service.answer_now(data, udp=False)
                     if answer is None:
-                        answer = await self._service.answer(data, udp=False)
+                        try:
+                            answer = await self._service.answer(data, udp=False)
+                        except asyncio.CancelledError:
+                            self._cut_short(flow, data)
+                            raise
                     self._finish(flow, len(data), answer)
                     if answer.reply is None:
                         return
