@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from netns_graft.flow import Parent, Process
-from netns_graft.linux import proc
+from netns_graft.linux import proc, userns
 
 _ANCESTORS = 8  # in a record
 _KEPT = 256
@@ -27,7 +27,7 @@ class Portraits:
     def take(self, pid: int, uid: int) -> Process:
         """``uid`` is the socket's owner's. exe and argv change with every exec and are read each time."""
         family = self._family(pid)
-        return Process(pid, proc.exe(pid), proc.argv(pid), uid, family.parents, family.container_pid)
+        return Process(pid, proc.exe(pid), proc.argv(pid), userns.outside(uid), family.parents, family.container_pid)
 
     def _family(self, pid: int) -> _Family:
         stat = proc.stat(pid)

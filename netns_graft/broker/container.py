@@ -29,7 +29,7 @@ from netns_graft.errors import GraftError
 from netns_graft.forwarder.serve import Settings, serve
 from netns_graft.forwarder.status import StatusSocket
 from netns_graft.graft.builder import BuildError, SpareBuilder, build_in_child
-from netns_graft.linux import control_sockets, places, syscalls, workload
+from netns_graft.linux import control_sockets, places, proc, syscalls, workload
 from netns_graft.linux.cable import Wiring
 from netns_graft.linux.workload import Workload
 from netns_graft.settings import settings_for
@@ -41,7 +41,7 @@ _PAUSE = 0.01
 
 
 class _Taken(Exception):
-    """Somebody is in W, or was a moment ago."""
+    """Another graft is in W, or was a moment ago: the name of its interface is there."""
 
 
 @dataclass(slots=True)
@@ -150,7 +150,9 @@ class Answering:
                 "the container has the host's network, nothing to graft", hint="start it with --network=none"
             )
         member = Member(
-            request.container_id, name_in(request.state_annotations) or workload.name_by_monitor(hook_pid)
+            request.container_id,
+            name_in(request.state_annotations) or workload.name_by_monitor(hook_pid),
+            proc.pid_namespace(request.pid),
         )
         options = request.options()
         bundle = read_bundle(request.bundle, workload.root_of(hook_pid))
@@ -219,7 +221,7 @@ class Answering:
             settings.upstreams.close()
             if settings.journal is not None:
                 settings.journal.close()
-            if "already has" in str(error) or os.strerror(errno.EEXIST) in str(error):
+            if "eth0" in str(error) or os.strerror(errno.EEXIST) in str(error):
                 raise _Taken(str(error)) from None
             raise GraftError(f"cannot wire the container's network: {error}") from None
         return settings, wiring

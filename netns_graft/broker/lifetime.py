@@ -13,10 +13,11 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from netns_graft.flow import Process
 from netns_graft.forwarder.life import Running
 from netns_graft.forwarder.status import Answer, Message
 from netns_graft.journal import Tally
-from netns_graft.linux import workload
+from netns_graft.linux import proc, workload
 from netns_graft.linux.workload import Workload
 
 
@@ -26,6 +27,7 @@ class Member:
 
     container_id: str
     name: str | None
+    pid_ns: int | None  # the inode of its PID namespace, by which its processes are known
 
 
 class ContainerLife:
@@ -36,16 +38,28 @@ class ContainerLife:
         self._first = first
         self._members = [member]
         self._told = told
-        self._watched: set[int] = set()
+        self._watched: dict[int, Member | None] = {}  # by pidfd
         self._running: Running
 
     def watch(self, running: Running) -> Mapping[str, Answer]:
         self._running = running
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._over, "SIGTERM")
-        self._watch(self._first.pid_fd)
+        self._watch(self._first.pid_fd, self._members[0])
         running.started(self._name, self._first.pid)
         return {"finish": self._finish, "leave": self._leave, "join": self._join}
+
+    def container_of(self, process: Process | None) -> str:
+        """Members of a pod have a PID namespace each, unless they were told to share one; then nobody can tell."""
+        if len(self._members) > 1 and process is not None:
+            pid_ns = proc.pid_namespace(process.pid)
+            own = {member.container_id for member in self._members if member.pid_ns == pid_ns}
+            if pid_ns is not None and len(own) == 1:
+                return own.pop()
+        return self._members[0].container_id
+
+    def members(self) -> list[Message]:
+        return [{"id": member.container_id, "name": member.name} for member in self._members]
 
     def end(self) -> None:
         loop = asyncio.get_running_loop()
@@ -56,12 +70,14 @@ class ContainerLife:
     def farewell(self, tally: Tally) -> None:
         self._told(f"ended: {tally.total} flows, {tally.denied} denied, {tally.unattributed} unattributed")
 
-    def _watch(self, pid_fd: int) -> None:
-        self._watched.add(pid_fd)
+    def _watch(self, pid_fd: int, member: Member | None) -> None:
+        self._watched[pid_fd] = member
         asyncio.get_running_loop().add_reader(pid_fd, self._on_end, pid_fd)
 
     def _forget(self, pid_fd: int) -> None:
-        self._watched.discard(pid_fd)
+        member = self._watched.pop(pid_fd)
+        if member is not None and len(self._members) > 1:  # the last one stays, for what its processes leave behind
+            self._members.remove(member)
         asyncio.get_running_loop().remove_reader(pid_fd)
         os.close(pid_fd)
 
@@ -81,7 +97,7 @@ class ContainerLife:
         if somebody_fd is None:
             self._over("nobody is left")
             return False
-        self._watch(somebody_fd)
+        self._watch(somebody_fd, None)
         return True
 
     def _over(self, _why: str) -> None:
@@ -111,6 +127,7 @@ class ContainerLife:
         if joined.inode != self._running.workload_ns:
             os.close(joined.pid_fd)
             return {"error": f"process {pid} is not in this network"}
-        self._watch(joined.pid_fd)
-        self._members.append(Member(container_id, name))
+        member = Member(container_id, name, proc.pid_namespace(pid))
+        self._members.append(member)
+        self._watch(joined.pid_fd, member)
         return {"joined": self._name}

@@ -90,6 +90,7 @@ class Broker:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])  # some runtimes start hooks with all of them blocked
         gc.collect()
         gc.freeze()  # a collection in a child would touch, and so copy, every page
         poll = select.poll()

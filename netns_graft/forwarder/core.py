@@ -28,7 +28,7 @@ from typing import Any
 
 from netns_graft.attribution import Attributor
 from netns_graft.dialling import DialError
-from netns_graft.flow import Attribution, Flow, Outcome
+from netns_graft.flow import Attribution, Flow, Outcome, Process
 from netns_graft.forwarder.jobs import Jobs
 from netns_graft.forwarder.reactor import Reactor
 from netns_graft.forwarder.status import Recent
@@ -76,7 +76,7 @@ class Forwarder:
         wiring: Wiring,
         *,
         workload: str,
-        container_id: str | None = None,
+        container_of: Callable[[Process | None], str | None] = lambda _process: None,
         judge: Judge,
         attributor: Attributor,
         journal: Journal | None,
@@ -88,7 +88,7 @@ class Forwarder:
     ) -> None:
         self._wiring = wiring
         self.workload = workload
-        self._container_id = container_id
+        self._container_of = container_of
         self._judge = judge
         self._attributor = attributor
         self._journal = journal
@@ -171,12 +171,12 @@ class Forwarder:
             destination_address=_text(target),
             destination_port=target_port,
             started=time.time(),
-            container_id=self._container_id,
             ticks=ticks,
         )
         flow.attribution = attribution or self._attributor.who(
             number, source, source_port, target, target_port, arrived
         )
+        flow.container_id = self._container_of(flow.attribution.process)
         return flow
 
     # 3. Verdict

@@ -9,7 +9,8 @@ import socket
 from collections.abc import Mapping
 from typing import Protocol
 
-from netns_graft.forwarder.status import Answer
+from netns_graft.flow import Process
+from netns_graft.forwarder.status import Answer, Message
 from netns_graft.journal import Tally
 from netns_graft.linux import proc
 
@@ -34,6 +35,12 @@ class Life(Protocol):
     def watch(self, running: Running) -> Mapping[str, Answer]:
         """Begin, on the running loop: resolve ``running.over`` one day. Gives the status socket's further words."""
 
+    def container_of(self, process: Process | None) -> str | None:
+        """The id of the container that a process is in; of the workload's first one where nobody knows."""
+
+    def members(self) -> list[Message]:
+        """The containers that share W: {"id", "name"}."""
+
     def end(self) -> None:
         """It is over: stop watching, and whatever must happen before the flows are finished."""
 
@@ -57,6 +64,12 @@ class Supervised:
         self._channel.setblocking(False)
         asyncio.get_running_loop().add_reader(self._channel.fileno(), self._on_message)
         return {}
+
+    def container_of(self, _process: Process | None) -> None:
+        return None
+
+    def members(self) -> list[Message]:
+        return []
 
     def end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._channel.fileno())

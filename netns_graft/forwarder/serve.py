@@ -99,7 +99,7 @@ class _Service:
             self._forwarder = Forwarder(
                 self._wiring,
                 workload=settings.kind,
-                container_id=settings.container_id,
+                container_of=self._life.container_of,
                 judge=Judge(settings.policy, settings.upstreams, names.name_of if names else lambda _address: None),
                 attributor=self._attributor,
                 journal=settings.journal,
@@ -144,6 +144,7 @@ class _Service:
             "kind": settings.kind,
             "container_id": settings.container_id,
             "container_name": settings.container_name,
+            "members": self._life.members(),
             "mode": "route",
             "policy": settings.policy_text,
             "upstream": settings.upstream_text,

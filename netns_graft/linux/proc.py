@@ -82,6 +82,14 @@ def network_namespace(pid: int) -> int | None:
         return None
 
 
+def pid_namespace(pid: int) -> int | None:
+    """The inode of the PID namespace of ``pid``; None when it is gone or we may not know."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino
+    except OSError:
+        return None
+
+
 def network_namespaces(without: set[int | None]) -> Generator[int, None, None]:
     """A descriptor of every network namespace that we may see, but for those with these inodes. The caller closes
     each.

@@ -10,6 +10,7 @@ maps must be written by a process in the parent namespace, so the supervisor doe
 
 from __future__ import annotations
 
+import functools
 import os
 import pwd
 import shutil
@@ -74,6 +75,23 @@ def write_maps(pid: int) -> str:
         _write(f"/proc/{pid}/gid_map", f"{gid} {gid} 1")
     _write(f"/proc/{pid}/uid_map", f"{uid} {uid} 1")
     return "one id"
+
+
+def outside(uid: int) -> int:
+    """The number that ``uid`` of our user namespace has in its parent: on the host, for an engine's. Unmapped: as it
+    is.
+    """
+    for first, parent, count in _own_map():
+        if first <= uid < first + count:
+            return parent + uid - first
+    return uid
+
+
+@functools.cache
+def _own_map() -> tuple[tuple[int, int, int], ...]:
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        rows = [tuple(map(int, line.split())) for line in file]
+    return tuple((row[0], row[1], row[2]) for row in rows)
 
 
 def _is_mapped(pid: int, which: str) -> bool:

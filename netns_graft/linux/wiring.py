@@ -162,16 +162,16 @@ def _check_empty() -> None:
             (flags,) = struct.unpack_from("=H", fcntl.ioctl(sock, _SIOCGIFFLAGS, request), 16)
             if name != "lo" and (name not in _FALLBACK_TUNNELS or flags & _IFF_UP):
                 raise OSError(errno.EBUSY, f"the network namespace already has an interface, {name}")
-    for file, device in (("route", 0), ("ipv6_route", -1)):
-        try:
-            with open(f"/proc/self/net/{file}", encoding="ascii") as table:
-                rows = [line.split() for line in table]
-        except FileNotFoundError:
-            continue  # a kernel without IPv6
-        for row in rows:
-            # lo makes some IPv6 routes by itself; a heading has no device of that name either.
-            if row[device] not in ("lo", "Iface"):
-                raise OSError(errno.EBUSY, f"the network namespace already has a route, by {row[device]}")
+    with open("/proc/self/net/route", encoding="ascii") as table:  # the main table: a heading, then a line for each
+        routes = [line.split()[0] for line in table.readlines()[1:]]
+    try:
+        with open("/proc/self/net/ipv6_route", encoding="ascii") as table:
+            # Every table's; lo makes some by itself, and a namespace without IPv6 addresses has its null entries there.
+            routes += [device for line in table if (device := line.split()[-1]) != "lo"]
+    except FileNotFoundError:
+        pass  # a kernel without IPv6
+    if routes:
+        raise OSError(errno.EBUSY, f"the network namespace already has a route, by {routes[0]}")
 
 
 def _has_ipv6() -> bool:
