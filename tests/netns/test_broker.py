@@ -222,7 +222,8 @@ def test_a_process_in_a_graft_is_not_heard(place: Place) -> None:
             "s.sendall(b'GET /v1/version HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n') if 'api' in sys.argv[1] else None;"
             "print(s.recv(4096).decode())"
         )
-        assert "another network namespace" in container.run(sys.executable, "-c", code, str(place.runtime / name)).stdout
+        answer = container.run(sys.executable, "-c", code, str(place.runtime / name)).stdout
+        assert "another network namespace" in answer
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:
