@@ -3,13 +3,14 @@
 A look is ``readlink(/proc/PID/fd/N)``, some 2 to 4 µs. A workload of 100 processes with 50 descriptors has 5,000 of
 them, so the order is everything:
 
-1. what a full scan has already seen;
+1. what a scan has already seen;
 2. processes that are known, the latest first. How many descriptors each has costs 1 µs (Linux 6.2); only where that
-   number is not what it was when we last looked in vain is there something to look at: the descriptor that its sockets
-   had lately, and the one that a new socket would get;
+   number is not what it was when we last looked in vain is there something to look at: the descriptors that its
+   sockets had lately, and those that a new one would get;
 3. processes younger than the last look: whoever forks, connects and ends is found here;
-4. processes of the workload that we had not met yet;
-5. every descriptor of every process of the workload, remembered for (1);
+4. processes of the workload that we had not met yet, and in those passed over in (2) their latest descriptor: one
+   socket closed and another opened leaves the number as it was;
+5. every descriptor of every process of the workload, the latest first, remembered for (1);
 6. everybody whom we may look at: one that joined the workload's namespace after we had seen it elsewhere, or that
    lives somewhere else and was handed a socket.
 
@@ -29,7 +30,9 @@ from netns_graft.linux.proc import Descriptors
 
 _KEPT = 1024  # processes whose /proc/PID/fd is kept open
 _WINDOW = 64  # young processes that are tried by number
-_SMALL = 12  # descriptors of a process that is searched at once
+_TOP = 12  # descriptors, from the highest, that are tried in a process that we know nothing of
+_HISTORY = 64  # descriptors remembered of one process
+_OLDEST, _LATEST = 6, 2  # of these, how many are tried from either end
 _SCANS = 3  # before a socket that exists counts as held by nobody
 _PATIENCE = 1.0  # seconds after such a search in which the next is content with one
 # Before Linux 6.2 the number of descriptors is not told; this process has some.
@@ -42,15 +45,51 @@ class Holder(NamedTuple):
 
 
 class _Known:
-    """A process met before. ``hint``: the descriptor that its sockets had lately. ``vain``: how many descriptors it
-    had when nothing was found at ``hint`` and at the end."""
+    """A process met before.
 
-    __slots__ = ("descriptors", "hint", "vain")
+    ``history``: descriptors that its sockets had, the latest last. A client that keeps many connections up closes
+    the oldest and gets its number again, so both ends are likely. ``free``: the lowest number that was free when we
+    last saw them all. ``vain``: how many there were when nothing was found at the likely ones.
+    """
+
+    __slots__ = ("descriptors", "free", "history", "vain")
 
     def __init__(self, descriptors: Descriptors) -> None:
         self.descriptors = descriptors
-        self.hint = -1
+        self.history: dict[int, None] = {}
+        self.free = -1
         self.vain = -1
+
+    def numbers(self) -> list[int]:
+        """All descriptors, highest first."""
+        numbers = self.descriptors.numbers()
+        if numbers:
+            self.free = _lowest_free(numbers)
+        return numbers
+
+    def likely(self, count: int) -> list[int]:
+        """Where a new socket would be, ``count`` descriptors being open (0: unknown)."""
+        history = list(self.history)
+        likely = history[: -_LATEST - 1 : -1]
+        if count - 1 not in likely and count:
+            likely.append(count - 1)
+        if self.free >= 0 and self.free not in likely:
+            likely.append(self.free)
+        likely += [fd for fd in history[:_OLDEST] if fd not in likely]
+        return likely
+
+    def latest(self) -> int:
+        return next(reversed(self.history), self.free)
+
+
+def _lowest_free(numbers: list[int]) -> int:
+    """The lowest number that is not among ``numbers`` (highest first)."""
+    expected = 0
+    for number in reversed(numbers):
+        if number != expected:
+            break
+        expected += 1
+    return expected
 
 
 class HolderFinder:
@@ -63,6 +102,7 @@ class HolderFinder:
         self._newest = proc.newest_pid()
         self._met_until = 0  # the newest pid when we last looked who is there
         self._seen: dict[int, Holder] = {}
+        self._passed_over: list[_Known] = []
         self._barren = -_PATIENCE  # monotonic seconds before the last full search that found nobody
 
     def close(self) -> None:
@@ -106,7 +146,7 @@ class HolderFinder:
         for pid, known in list(self._known.items()):
             if self._known.get(pid) is not known:
                 continue  # forgotten meanwhile
-            for fd in known.descriptors.numbers():
+            for fd in known.numbers():
                 holders = links.get(known.descriptors.target(fd))
                 if holders is not None and all(holder.pid != pid for holder in holders):
                     holders.append(Holder(pid, fd))
@@ -130,16 +170,18 @@ class HolderFinder:
         return None
 
     def _find_known(self, link: str) -> Holder | None:
+        self._passed_over.clear()
         for known in reversed(list(self._known.values())):
             descriptors = known.descriptors
             try:
-                count = descriptors.count()
+                count = os.fstat(descriptors.fd).st_size  # Descriptors.count, but this is the hottest line of all
             except OSError:
                 self._forget(known)
                 continue
             if _COUNTS and count == known.vain:
+                self._passed_over.append(known)
                 continue
-            for fd in _likely(known.hint, count):
+            for fd in known.likely(count):
                 if descriptors.target(fd) == link:
                     return self._hit(known, fd)
             known.vain = count
@@ -147,38 +189,29 @@ class HolderFinder:
 
     def _find_young(self, link: str) -> Holder | None:
         newest, last = proc.newest_pid(), self._newest
-        if newest == last:
-            return None
         self._newest = newest
         # Numbers wrap around; then, or when there were many, the list of all processes is the shorter way.
         if not 0 < newest - last <= _WINDOW:
             return None
         for pid in range(newest, last, -1):
-            if pid in self._known:
-                continue
-            holder = self._search_young(pid, link)
-            if holder:
+            if proc.network_namespace(pid) in self._namespaces and (holder := self._search_young(pid, link)):
                 return holder
         return None
 
     def _search_young(self, pid: int, link: str) -> Holder | None:
+        known = self._known.get(pid)
         try:
-            descriptors = Descriptors(pid)
+            descriptors = known.descriptors if known else Descriptors(pid)
         except OSError:
             return None
-        try:
-            count = descriptors.count()
-        except OSError:
-            count = -1
-        for fd in _likely(-1, count) if count > _SMALL else descriptors.numbers():
-            if descriptors.target(fd) == link:
-                process = proc.process_of_thread(pid)
-                if process != pid:
-                    descriptors.close()
-                    return self._meet_thread(process, fd, link)
-                return self._hit(self._remember(descriptors), fd)
-        descriptors.close()
-        return None
+        fd = _search(descriptors, link)
+        if fd is not None:
+            process = pid if known else proc.process_of_thread(pid)
+            if process == pid:
+                return self._hit(known or self._remember(descriptors), fd)
+        if known is None:
+            descriptors.close()
+        return self._meet_thread(process, fd, link) if fd is not None else None
 
     def _meet_thread(self, process: int | None, fd: int, link: str) -> Holder | None:
         """A young thread of an old process: that is the holder."""
@@ -194,9 +227,13 @@ class HolderFinder:
 
     def _find_unmet(self, link: str) -> Holder | None:
         for known in self.meet():
-            for fd in known.descriptors.numbers()[:_SMALL]:
-                if known.descriptors.target(fd) == link:
-                    return self._hit(known, fd)
+            fd = _search(known.descriptors, link)
+            if fd is not None:
+                return self._hit(known, fd)
+        for known in self._passed_over:
+            fd = known.latest()
+            if fd >= 0 and known.descriptors.target(fd) == link:
+                return self._hit(known, fd)
         return None
 
     def meet(self) -> list[_Known]:
@@ -233,7 +270,9 @@ class HolderFinder:
             self._seen = {}
             for known in reversed(list(self._known.values())):
                 self._scan(known)
-            holder = self._find_seen(inode, link) or self._find_among_strangers(link)
+                if inode in self._seen and (holder := self._find_seen(inode, link)):
+                    return holder
+            holder = self._find_among_strangers(link)
             if holder is not None:
                 return holder
         self._barren = began
@@ -241,7 +280,7 @@ class HolderFinder:
 
     def _scan(self, known: _Known) -> None:
         descriptors = known.descriptors
-        for fd in descriptors.numbers():
+        for fd in known.numbers():
             target = descriptors.target(fd)
             if target.startswith("socket:["):
                 self._seen.setdefault(int(target[8:-1]), Holder(descriptors.pid, fd))
@@ -263,8 +302,11 @@ class HolderFinder:
     # Memory
 
     def _hit(self, known: _Known, fd: int) -> Holder:
-        known.hint = fd
-        pid = known.descriptors.pid
+        history, pid = known.history, known.descriptors.pid
+        history.pop(fd, None)
+        history[fd] = None
+        if len(history) > _HISTORY:
+            del history[next(iter(history))]
         self._known[pid] = self._known.pop(pid)  # now the latest
         return Holder(pid, fd)
 
@@ -283,7 +325,9 @@ class HolderFinder:
         known.descriptors.close()
 
 
-def _likely(hint: int, count: int) -> tuple[int, ...]:
-    """Where a socket would be: where the last one was, and where the next of so many descriptors goes."""
-    last = count - 1
-    return (hint, last) if hint >= 0 and hint != last else (last,) if last >= 0 else ()
+def _search(descriptors: Descriptors, link: str) -> int | None:
+    """``link`` among the highest descriptors."""
+    for fd in descriptors.numbers()[:_TOP]:
+        if descriptors.target(fd) == link:
+            return fd
+    return None

@@ -1,7 +1,7 @@
 """Several processes can hold one socket: by fork, or because one was handed it. Which of them opened the flow?
 
 The one that is in connect(2) with it, which /proc/PID/syscall shows as long as the SYN is held. Where nobody is
-(a connect that does not block, UDP), the eldest of the holders; the record lists the others beside it, so that
+(a connect that does not wait, UDP), the eldest of the holders; the record lists the others beside it, so that
 nobody takes a rule for a fact.
 
 Whoever was found first is usually the only holder, and to know that for sure means to look at every descriptor of
@@ -25,6 +25,8 @@ from netns_graft.linux import proc
 
 Later = Callable[[float, Callable[[], None]], Any]  # seconds, what to call: asyncio's call_later
 
+_MEETING = 0.05  # seconds between looks at who is there, while a SYN is held
+_ASKING = 1.0  # seconds between such questions for one process that does not wait in connect()
 _AT_ONCE = 16  # other processes that are asked while a SYN is held
 _PORTION = 0.0005  # seconds at a time
 _REST = 9  # for each second of looking, seconds without
@@ -52,21 +54,26 @@ class Sharing:
         self._waiting: list[_Open] = []
         self._work: Iterator[None] | None = None
         self._not_before = 0.0
+        self._met = -_MEETING
+        self._asked: dict[int, float] = {}
 
     def opener(self, inode: int, found: Holder, protocol: int) -> tuple[Holder, bool]:
         """The holder that opened the flow, and whether that is certain; ``found`` unless another is in connect()."""
         if protocol != socket.IPPROTO_TCP:
             return found, False
-        self._holders.meet()
+        now = time.monotonic()
+        if self._careful or now - self._met >= _MEETING:
+            self._met = now
+            self._holders.meet()
         others = self._holders.others(found.pid)
-        if not self._careful:
-            # A child has its parent's sockets under the same numbers, and to ask for one number costs 3 µs, where
-            # looking at every thread costs 10 each. Sockets handed over otherwise are found later, by ``complete``.
-            others = [pid for pid in others[:_AT_ONCE] if self._holders.holds(Holder(pid, found.fd), inode)]
         if not others:
             return found, False
         if proc.connecting(found.pid) == found.fd:
             return found, True
+        if not self._careful:
+            others = self._worth_asking(others, found, inode, now)
+            if not others:
+                return found, False
         for pid in (found.pid, *others):
             for thread in proc.threads(pid):
                 fd = proc.connecting(thread)
@@ -74,11 +81,24 @@ class Sharing:
                     return Holder(pid, fd), True
         return found, False
 
+    def _worth_asking(self, others: list[int], found: Holder, inode: int, now: float) -> list[int]:
+        """Who else may be in connect() with this socket. To ask a thread costs 10 µs, to look at one number 3.
+
+        A child has its parent's sockets under the same numbers: looked at each time. A socket that was handed over
+        may have any: a process that is found with sockets but not in connect() is asked about once in a while, for
+        if it always connects without waiting, every flow of it would pay.
+        """
+        if len(others) > _AT_ONCE:
+            return []
+        if now - self._asked.get(found.pid, -_ASKING) >= _ASKING:
+            if len(self._asked) >= _WAITING:
+                self._asked.clear()
+            self._asked[found.pid] = now
+            return others
+        return [pid for pid in others if self._holders.holds(Holder(pid, found.fd), inode)]
+
     def complete(self, attribution: Attribution, inode: int, holder: Holder, *, certain: bool) -> None:
         """Fill in the other holders, now or later."""
-        self._holders.meet()
-        if not self._holders.others(holder.pid):
-            return
         self._waiting.append(_Open(attribution, inode, holder, certain))
         del self._waiting[:-_WAITING]
         if self._later is None:

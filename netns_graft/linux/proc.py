@@ -207,34 +207,34 @@ class Descriptors:
     """The open descriptors of one process, through its /proc/PID/fd kept open.
 
     Kept open it belongs to this very process: once that has ended, everything fails, whoever has its pid then. Owns
-    a descriptor.
+    the directory's descriptor, ``fd``.
     """
 
-    __slots__ = ("_fd", "pid")
+    __slots__ = ("fd", "pid")
 
     def __init__(self, pid: int) -> None:
         """Raises OSError when ``pid`` is gone or not ours to see."""
         self.pid = pid
-        self._fd = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.fd = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
-        os.close(self._fd)
+        os.close(self.fd)
 
     def count(self) -> int:
         """How many there are (1 µs); always 0 before Linux 6.2. OSError when the process has ended."""
-        return os.fstat(self._fd).st_size
+        return os.fstat(self.fd).st_size
 
     def target(self, fd: int) -> str:
         """What ``fd`` is: ``"socket:[INODE]"`` for a socket, ``""`` when it is not open. 3 µs."""
         try:
-            return os.readlink(str(fd), dir_fd=self._fd)
+            return os.readlink(str(fd), dir_fd=self.fd)
         except OSError:
             return ""
 
     def numbers(self) -> list[int]:
         """All of them, highest first. Empty when the process has ended."""
         try:
-            names = os.listdir(self._fd)
+            names = os.listdir(self.fd)
         except OSError:
             return []
         return sorted(map(int, names), reverse=True)
