@@ -7,8 +7,8 @@
                                                            ▼
              the namespace behind the route to that address: the same two questions there
 
-Where conntrack has no entries at all (1 µs to know), nothing was translated and the socket look-up alone decides.
-Where it has, it is asked *first*: NAT may put one program's flow on the wire with the addresses of another's socket
+Where conntrack never had entries (1 µs to know), nothing was translated and the socket look-up alone decides. Where
+it has, it is asked *first*: NAT may put one program's flow on the wire with the addresses of another's socket
 (linux/conntrack.py), and the exact look-up would then name the wrong one.
 
 No entry although there are some can mean three things. The address family is not tracked at all (NAT is often IPv4
@@ -161,7 +161,7 @@ def _open(vantage: Vantage, numbers: set[int], path: tuple[int, ...]) -> list[tu
 
 def _before_nat(vantage: Vantage, protocol: int, wire: Tuple) -> Tuple | None:
     """``wire`` as it was before this namespace translated it (the same when it did not); None: nobody can know."""
-    if vantage.tracked_entries() == 0:
+    if not vantage.has_tracked():
         return wire
     wanted = wire.turned()
     entry = vantage.entry(protocol, wanted)

@@ -41,6 +41,7 @@ class Vantage:
         self._count_fd: int | None = None
         self._interfaces: list[int] = []
         self._listed = 0.0
+        self._has_tracked = False
         try:
             within(ns_fd, self._open)
         except BaseException:
@@ -105,7 +106,7 @@ class Vantage:
     # Connection tracking
 
     def tracked_entries(self) -> int:
-        """How many entries conntrack has here; 0 means that nothing that is under way was translated. 1 µs."""
+        """How many entries conntrack has here. 1 µs."""
         if self._count_fd is None:
             if not os.path.exists(_COUNT):  # shown in every namespace once the kernel has it
                 return 0
@@ -113,6 +114,15 @@ class Vantage:
             if self._count_fd is None:
                 return 0
         return int(os.pread(self._count_fd, 32, 0))
+
+    def has_tracked(self) -> bool:
+        """False: conntrack has no entries here and had none whenever we looked, so nothing was translated.
+
+        That it has none *now* is not enough: somebody may have flushed them since the packet left.
+        """
+        if not self._has_tracked:
+            self._has_tracked = self.tracked_entries() > 0
+        return self._has_tracked
 
     def entry(self, protocol: int, wanted: Tuple) -> Entry | None:
         """As ``conntrack.find``."""

@@ -11,27 +11,12 @@ import pytest
 from ground.child import in_own_namespaces
 from ground.network import OTHER, WEB, WEB6, sysctl
 
-from truth.scene import Scene, Score, report, scene
+from truth.judging import METHODS, judge, nat_of
+from truth.scene import Scene, report, scene
 
-METHODS = pytest.mark.parametrize("method", ["sock_diag", "proc"])
 SNAT, SNAT6 = "172.31.5.9", "fd00:5::9"
 LOOPBACK_RESOLVER = "127.0.0.53"
 QUESTION = struct.pack("!HHHHHH", 7, 0x100, 1, 0, 0, 0) + b"\x07example\x03com\0" + struct.pack("!HH", 1, 1)
-
-
-def all_right(score: Score, flows: int) -> bool:
-    return (score.right, score.null, score.wrong, score.missing) == (flows, 0, 0, 0)
-
-
-def judge(row: str, case: str, method: str, it: Scene, flows: int, *, protocol: str = "tcp") -> None:
-    score = it.score(flows, protocol=protocol)
-    report(row, case, method, score)
-    assert all_right(score, flows), f"row {row}, {case}: {score}; {it.records}"
-    assert {record["attribution"]["method"] for record in it.records} == {method}
-
-
-def nat_of(it: Scene) -> list[list[tuple[str, str]]]:
-    return [[(step["from"], step["to"]) for step in record["attribution"]["nat"]] for record in it.records]
 
 
 @METHODS

@@ -30,8 +30,8 @@ TCP = socket.IPPROTO_TCP
 class Untranslated(Vantage):
     """This namespace may be a host's, with entries of conntrack that an ordinary user may not see."""
 
-    def tracked_entries(self) -> int:
-        return 0
+    def has_tracked(self) -> bool:
+        return False
 
 
 @pytest.fixture
@@ -340,7 +340,7 @@ def test_sock_diag_and_nothing_else(vantage: Vantage, server: socket.socket) -> 
 def test_where_conntrack_may_not_be_asked_nobody_is_named(vantage: Vantage, server: socket.socket) -> None:
     """It has entries, so the socket with these addresses may be a stranger's."""
     attributor = Attributor(vantage)
-    vantage.tracked_entries = lambda: 1  # type: ignore[method-assign]
+    vantage.has_tracked = lambda: True  # type: ignore[method-assign]
     vantage._conntrack_sock.close()
     vantage._conntrack_sock = None
     with socket.create_connection(server.getsockname()):
