@@ -238,24 +238,33 @@ class HolderFinder:
 
     def meet(self) -> list[_Known]:
         """Get to know the processes of the workload that are new since the last time; these."""
-        newest = proc.newest_pid()
-        if newest == self._met_until:
+        newest, last = proc.newest_pid(), self._met_until
+        if newest == last:
             return []
-        met = []
-        every = proc.pids()
-        self._strangers.intersection_update(every)
-        for pid in every:
-            if pid in self._known or pid in self._strangers:
-                continue
-            if proc.network_namespace(pid) in self._namespaces:
-                try:
-                    met.append(self._remember(Descriptors(pid)))
-                except OSError:
-                    pass
-            else:
-                self._strangers.add(pid)
         self._met_until = newest
+        if last and 0 < newest - last <= _WINDOW:
+            young = range(last + 1, newest + 1)
+            new = [pid for pid in young if self._is_ours(pid) and proc.process_of_thread(pid) == pid]
+        else:
+            every = proc.pids()
+            self._strangers.intersection_update(every)
+            new = [pid for pid in every if self._is_ours(pid)]
+        met = []
+        for pid in new:
+            try:
+                met.append(self._remember(Descriptors(pid)))
+            except OSError:
+                pass
         return met
+
+    def _is_ours(self, pid: int) -> bool:
+        """Is ``pid`` in a namespace of the workload, and not known yet?"""
+        if pid in self._known or pid in self._strangers:
+            return False
+        if proc.network_namespace(pid) in self._namespaces:
+            return True
+        self._strangers.add(pid)
+        return False
 
     # 5. and 6.
 

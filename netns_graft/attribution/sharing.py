@@ -25,7 +25,6 @@ from netns_graft.linux import proc
 
 Later = Callable[[float, Callable[[], None]], Any]  # seconds, what to call: asyncio's call_later
 
-_MEETING = 0.05  # seconds between looks at who is there, while a SYN is held
 _ASKING = 1.0  # seconds between such questions for one process that does not wait in connect()
 _AT_ONCE = 16  # other processes that are asked while a SYN is held
 _PORTION = 0.0005  # seconds at a time
@@ -54,24 +53,20 @@ class Sharing:
         self._waiting: list[_Open] = []
         self._work: Iterator[None] | None = None
         self._not_before = 0.0
-        self._met = -_MEETING
         self._asked: dict[int, float] = {}
 
     def opener(self, inode: int, found: Holder, protocol: int) -> tuple[Holder, bool]:
         """The holder that opened the flow, and whether that is certain; ``found`` unless another is in connect()."""
         if protocol != socket.IPPROTO_TCP:
             return found, False
-        now = time.monotonic()
-        if self._careful or now - self._met >= _MEETING:
-            self._met = now
-            self._holders.meet()
+        self._holders.meet()
         others = self._holders.others(found.pid)
         if not others:
             return found, False
         if proc.connecting(found.pid) == found.fd:
             return found, True
         if not self._careful:
-            others = self._worth_asking(others, found, inode, now)
+            others = self._worth_asking(others, found, inode)
             if not others:
                 return found, False
         for pid in (found.pid, *others):
@@ -81,7 +76,7 @@ class Sharing:
                     return Holder(pid, fd), True
         return found, False
 
-    def _worth_asking(self, others: list[int], found: Holder, inode: int, now: float) -> list[int]:
+    def _worth_asking(self, others: list[int], found: Holder, inode: int) -> list[int]:
         """Who else may be in connect() with this socket. To ask a thread costs 10 µs, to look at one number 3.
 
         A child has its parent's sockets under the same numbers: looked at each time. A socket that was handed over
@@ -90,6 +85,7 @@ class Sharing:
         """
         if len(others) > _AT_ONCE:
             return []
+        now = time.monotonic()
         if now - self._asked.get(found.pid, -_ASKING) >= _ASKING:
             if len(self._asked) >= _WAITING:
                 self._asked.clear()
