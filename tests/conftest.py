@@ -2,8 +2,7 @@
 
 * **Leaks.** Each process that a test starts carries a mark in its environment. After a test none may be left
   that was not there before, in whatever session or namespace it hides, and this process holds as many
-  descriptors as before. What is being torn down by the kernel or is dying of SIGKILL gets a moment. In CI, where
-  nobody else works on the machine, no network or user namespace may have come to stay either.
+  descriptors as before. What is being torn down by the kernel or is dying of SIGKILL gets a moment.
 * **Skips.** With ``CI=true`` a skipped test is a failed one: CI has what the tests need, or it is broken.
 * **The wheel.** With ``NETNS_GRAFT_WHEEL=1`` the package under test must be the installed one, not the
   tree's.
@@ -61,21 +60,6 @@ def marked_processes() -> set[Marked]:
     return found
 
 
-def namespaces() -> set[str]:
-    """The network and user namespaces of all processes that we may look at; elsewhere than in CI, none."""
-    found: set[str] = set()
-    if os.environ.get("CI") != "true":
-        return found
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            for kind in ("net", "user"):
-                try:
-                    found.add(os.readlink(f"/proc/{entry}/ns/{kind}"))
-                except OSError:
-                    pass
-    return found
-
-
 def own_descriptors() -> dict[int, str]:
     """What this process holds open, without the descriptor that lists them."""
     held = {}
@@ -110,12 +94,11 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """No process and no descriptor more than before the test."""
     if "lab_session" in request.fixturenames:
         request.getfixturevalue("lab_session")  # its servers outlive the test: they must be there before it
-    processes, before, descriptors = marked_processes(), namespaces(), own_descriptors()
+    processes, descriptors = marked_processes(), own_descriptors()
     yield
     left = settle(lambda: marked_processes() - processes)
     opened = settle(lambda: set(own_descriptors().items()) - set(descriptors.items()), 0.5)
     faults = [str(process) for process in sorted(left, key=lambda p: p.pid)]
-    faults += [f"namespace {name}" for name in sorted(settle(lambda: namespaces() - before))]
     more = len(own_descriptors()) - len(descriptors)
     if more > 0:
         faults += [f"descriptor {fd}: {what}" for fd, what in sorted(opened)]
