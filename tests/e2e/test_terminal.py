@@ -24,6 +24,16 @@ def shell(host: Host) -> Terminal:
     return Terminal(host.argv(["bash", "--norc", "-i"]), host.environment({"PS1": PROMPT}))
 
 
+def in_the_foreground(terminal: Terminal, argv0: str) -> bool:
+    """Whether a process ``argv0`` runs there, and the terminal's keys are for it."""
+    for pid in descendants(terminal.pid):
+        if command_of(pid)[:1] == [argv0]:
+            with open(f"/proc/{pid}/stat") as file:
+                state, _, group, _, _, foreground = file.read().rpartition(")")[2].split()[:6]
+            return state != "T" and group == foreground
+    return False
+
+
 class TestKeys:
     def test_ctrl_c(self, host: Host) -> None:
         with graft_on_terminal(host, ["--no-summary"], "sh", "-c", "echo ready; exec sleep 100") as terminal:
