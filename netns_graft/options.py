@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from netns_graft.errors import ConfigError, UsageError
 from netns_graft.policy import Policy, parse_quick_rules
@@ -39,6 +39,7 @@ class GraftOptions:
     fail_on_deny: bool = False
     summary: bool | None = None
     accept_first: bool = False
+    attribution: Literal["auto", "sock_diag", "proc"] = "auto"
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def policy_text(self) -> str:
@@ -59,6 +60,7 @@ def graft_options(given: argparse.Namespace, environ: Mapping[str, str]) -> Graf
         fail_on_deny=getattr(given, "fail_on_deny", False),
         summary=getattr(given, "summary", None),
         accept_first=given.accept_first,
+        attribution=given.attribution,
         environ=environ,
     )
 
@@ -139,6 +141,14 @@ def add_graft_options(parser: argparse.ArgumentParser) -> None:
         "--accept-first",
         action="store_true",
         help="accept a program's connection before its upstream is reached",
+    )
+    add(
+        "--attribution",
+        default="auto",
+        metavar="auto|sock_diag|proc",
+        type=_one_of("auto", "sock_diag", "proc"),
+        help="how a flow's socket is looked up: by the kernel's sock_diag, or in the tables of /proc/net, which takes "
+        "milliseconds; auto: the first, unless the kernel refuses it",
     )
 
 

@@ -25,6 +25,7 @@ def settings_for(kind: str, options: GraftOptions) -> Settings:
         journal=Journal(options.flows) if options.flows is not None else None,
         policy_text=options.policy_text(),
         upstream_text=" | ".join(upstreams.labels),
+        attribution=options.attribution,
     )
 
 

@@ -168,6 +168,8 @@ def _policy(options: GraftOptions) -> Iterator[tuple[str, str]]:
         yield "dns", options.dns
     if options.accept_first:
         yield "accept-first", "true"
+    if options.attribution != "auto":
+        yield "attribution", options.attribution
 
 
 def _upstreams(this: Launch, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
