@@ -175,7 +175,7 @@ def test_help_tells_of_every_option(capsys):
     options = {name for action in exec_parser()._actions for name in action.option_strings}
     assert options == {
         *("--proxy", "--proxy-credentials", "--default", "--allow", "--deny", "--dns", "--flows"),
-        *("--fail-on-deny", "--summary", "--no-summary", "--accept-first", "-h", "--help"),
+        *("--fail-on-deny", "--summary", "--no-summary", "--accept-first", "--attribution", "-h", "--help"),
     }
     for option in options:
         assert option in text
