@@ -43,7 +43,8 @@ def flow(workload: str = "build-1-step1", **changed) -> Flow:
 
 
 def test_settings_are_what_the_hook_reads_in_the_order_given():
-    line = "--no-summary --allow a.org --deny :25 --allow b.org --dns synthetic --default deny --accept-first --attribution proc"
+    line = "--no-summary --allow a.org --deny :25 --allow b.org --dns synthetic --default deny --accept-first"
+    line += " --attribution proc"
     with begin(line) as this:
         read = named_options(this.settings)
     assert read.rules == (("allow", "a.org"), ("deny", ":25"), ("allow", "b.org"))
