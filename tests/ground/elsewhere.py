@@ -16,7 +16,8 @@ def connect_from_elsewhere(path: str) -> socket.socket:
         try:
             alone = 0 if os.geteuid() == 0 else syscalls.CLONE_NEWUSER
             syscalls.unshare(alone | syscalls.CLONE_NEWNET)
-            socket.send_fds(theirs, [b"x"], [control_sockets.connect(path, 5.0).fileno()])
+            sock = control_sockets.connect(path, 5.0)
+            socket.send_fds(theirs, [b"x"], [sock.fileno()])
         finally:
             os._exit(0)
     theirs.close()
