@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -80,9 +81,20 @@ def prepared(lab_session: Lab, image: Path) -> Callable[[str], None]:
             return
         done.add(name)
         engine = make_engine(lab_session, name, "runc")
+        if engine.rootless:
+            _layers(engine)
         engine.podman("import", "--quiet", str(image), containers.IMAGE).ok()
 
     return prepare
+
+
+def _layers(engine: Engine) -> None:
+    """Where rootless podman can share layers, let it: by itself it copies a whole image for each container."""
+    if engine.run("podman", "info", env={"STORAGE_DRIVER": "overlay"}).status != 0:
+        return
+    home = engine.host.identity.home
+    shutil.rmtree(home / ".local/share/containers", ignore_errors=True)
+    engine.write_config("storage.conf", '[storage]\ndriver = "overlay"\n')
 
 
 def make_engine(lab: Lab, name: str, runtime: str) -> Engine:

@@ -182,10 +182,13 @@ class Engine:
 
     def configure(self, text: str | None) -> None:
         """A drop-in of containers.conf's, or none any more."""
-        file = self.config_dir / "containers.conf.d" / "50-test.conf"
         if text is None:
-            file.unlink(missing_ok=True)
-            return
+            (self.config_dir / "containers.conf.d/50-test.conf").unlink()
+        else:
+            self.write_config("containers.conf.d/50-test.conf", text)
+
+    def write_config(self, name: str, text: str) -> None:
+        file = self.config_dir / name
         for directory in (self.config_dir.parent, self.config_dir, file.parent):
             if not directory.exists():
                 directory.mkdir()
