@@ -22,13 +22,17 @@ def lab_session() -> Iterator[Lab]:
         pytest.skip("the lab's namespaces and servers need root")
     lab = Lab()
     users = {identity.uid for identity in lab.identities.values()} - {0}
+    before = _processes_of(users)
     yield lab
     lab.close()
     if os.environ.get("CI") == "true":
         # Whatever a process did to its environment, the mark of tests/conftest.py in it included: on a machine that
-        # nobody shares with us, the users of the lab have not one process left, and so no namespace.
-        eventually(lambda: not _processes_of(users), 20)
-        assert _processes_of(users) == {}
+        # nobody shares with us, the users of the lab have not one process more than before, and so no namespace.
+        def more() -> dict[int, list[str]]:
+            return {pid: argv for pid, argv in _processes_of(users).items() if pid not in before}
+
+        eventually(lambda: not more(), 20)
+        assert more() == {}
 
 
 def _processes_of(users: set[int]) -> dict[int, list[str]]:
