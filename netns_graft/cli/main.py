@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from netns_graft import __version__
 from netns_graft.cli.argv import hide_secrets_in_ps
-from netns_graft.cli.terminal import flush_stdout, print_error
+from netns_graft.cli.terminal import fill_standard_descriptors, flush_stdout, print_error
 from netns_graft.errors import GraftError, UsageError
 
 _HELP = """\
@@ -48,6 +48,7 @@ _READER_GONE = 141  # 128 + SIGPIPE
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``netns-graft`` with these arguments (those of the process unless given); the exit status."""
+    fill_standard_descriptors()
     if argv is None:
         hide_secrets_in_ps(sys.argv)
         argv = sys.argv[1:]

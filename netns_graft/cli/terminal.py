@@ -48,6 +48,21 @@ def say(kind: str, text: str) -> None:
         pass
 
 
+def fill_standard_descriptors() -> None:
+    """Open /dev/null for each of 0, 1 and 2 that the caller closed, or our own sockets would get these numbers."""
+    while True:
+        fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        if fd > 2:
+            os.close(fd)
+            break
+        os.set_inheritable(fd, True)
+    # Python has None where a descriptor was closed, and everybody else writes to these without asking.
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)
+
+
 def flush_stdout() -> bool:
     """Write what is still buffered; False when nobody reads stdout any more (``netns-graft --help | head -1``).
 

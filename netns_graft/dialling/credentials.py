@@ -68,6 +68,8 @@ class Credentials:
                 default = login
             else:
                 hops[place] = login
+        if default is None and not hops:
+            raise ConfigError("there are no proxy credentials in it", where=path, hint="write a line user:password")
         return cls(default, hops)
 
     def or_else(self, other: Credentials) -> Credentials:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Coroutine
@@ -66,6 +67,7 @@ class Attempt:
     sequence: int = 0  # of the held SYN
     over: bool = False  # refused or abandoned, whatever a dial that is still under way will say
     dns: bool = False
+    dialling: asyncio.Task[None] | None = None
 
 
 class Forwarder:
@@ -193,7 +195,7 @@ class Forwarder:
         elif ruling.literal:
             self._dial_address(attempt)
         else:
-            self._jobs.create_task(self._dial(attempt, ruling))
+            attempt.dialling = self._jobs.create_task(self._dial(attempt, ruling))
 
     # 4. Dial
 
@@ -317,8 +319,15 @@ class Forwarder:
         self._accepted.add(attempt)
         if self._serve_dns is not None and syn.target_port == 53:
             self._begin_dns(attempt, client_sock)
-        else:
-            self._decide(attempt)
+            return
+        self._reactor.watch(client_sock.fileno(), EVENTS, partial(self._on_waiting, attempt))
+        self._decide(attempt)
+
+    def _on_waiting(self, attempt: Attempt, events: int) -> bool:
+        """A program that was accepted first and waits for its upstream: it may lose patience."""
+        if events & (select.EPOLLERR | select.EPOLLHUP) and attempt in self._accepted:
+            self._abandon(attempt)
+        return False
 
     # 6. Relay
 
@@ -334,7 +343,10 @@ class Forwarder:
         relay = Relay(attempt.flow, client_sock, upstream_sock, self._pipes, self._relay_finished)
         self._relays.add(relay)
         self._reactor.handlers[upstream_sock.fileno()] = relay.on_upstream
-        self._reactor.watch(client_sock.fileno(), EVENTS, relay.on_client)
+        if attempt.frame is None:
+            self._reactor.handlers[client_sock.fileno()] = relay.on_client  # watched since it was accepted
+        else:
+            self._reactor.watch(client_sock.fileno(), EVENTS, relay.on_client)
         if attempt.early:
             relay.preload(attempt.early)
         # The upstream's first edges were spent on the dial: look once without one.
@@ -367,6 +379,8 @@ class Forwarder:
     def _drop(self, attempt: Attempt) -> None:
         attempt.over = True
         self._accepted.discard(attempt)
+        if attempt.dialling is not None and attempt.dialling is not asyncio.current_task():
+            attempt.dialling.cancel()
         for sock in (attempt.upstream_sock, attempt.client_sock):
             if sock is not None:
                 self._reactor.forget(sock.fileno())

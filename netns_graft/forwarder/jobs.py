@@ -18,13 +18,15 @@ class Jobs:
         self._running: set[asyncio.Task[None]] = set()
         self._stopped = False
 
-    def create_task(self, work: Coroutine[Any, Any, None]) -> None:
+    def create_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
+        """Begin ``work``; None when the end has come."""
         if self._stopped:
             work.close()
-            return
+            return None
         task = self._group.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        return task
 
     def stop(self) -> None:
         self._stopped = True

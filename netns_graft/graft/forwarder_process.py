@@ -145,6 +145,9 @@ def _status_socket(directory: str | None, name: str) -> StatusSocket | None:
         return None
 
 
+_DESCRIPTORS = 64  # fewer do not carry a single flow: sockets of F and W, the loop, and the flow itself
+
+
 def detach() -> None:
     """This process is a forwarder now. Nothing of the caller's terminal or pipes stays with us but stderr, for errors
     and ``--flows -``.
@@ -158,4 +161,9 @@ def detach() -> None:
     os.close(null_fd)
     os.chdir("/")
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= hard < _DESCRIPTORS:
+        raise GraftError(
+            f"the forwarder may open {hard} descriptors only, and needs {_DESCRIPTORS}",
+            hint=f"ulimit -n {_DESCRIPTORS} or more",
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -27,9 +27,11 @@ _NO_OFFLOAD = bytes(VNET_HEADER)
 
 # errno for the program -> (type, code)
 _ICMP4 = {
-    errno.ENETUNREACH: (3, 0),
-    errno.EHOSTUNREACH: (3, 1),
-    errno.ETIMEDOUT: (3, 1),  # nothing on the wire says "timed out" but silence; the next best, and at once
+    # Not the plain codes 0 and 1: those make Linux send a SYN that waited for long once more before it gives up
+    # (RFC 6069, tcp_ld_RTO_revert), and we would take it for a new flow. These give the same errno.
+    errno.ENETUNREACH: (3, 6),
+    errno.EHOSTUNREACH: (3, 12),
+    errno.ETIMEDOUT: (3, 12),  # nothing on the wire says "timed out" but silence; the next best, and at once
     errno.EACCES: (3, 13),  # administratively prohibited: EHOSTUNREACH in the program
 }
 _ICMP6 = {

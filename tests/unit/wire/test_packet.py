@@ -197,8 +197,8 @@ class TestReset:
 class TestUnreachable:
     # RFC 792 and RFC 1812; RFC 4443.
     KINDS = [  # noqa: RUF012
-        (V4, errno.ENETUNREACH, (3, 0)), (V4, errno.EHOSTUNREACH, (3, 1)), (V4, errno.EACCES, (3, 13)),
-        (V4, errno.ETIMEDOUT, (3, 1)),
+        (V4, errno.ENETUNREACH, (3, 6)), (V4, errno.EHOSTUNREACH, (3, 12)), (V4, errno.EACCES, (3, 13)),
+        (V4, errno.ETIMEDOUT, (3, 12)),
         (V6, errno.ENETUNREACH, (1, 0)), (V6, errno.EACCES, (1, 1)), (V6, errno.EHOSTUNREACH, (1, 3)),
         (V6, errno.ETIMEDOUT, (1, 3)),
     ]  # fmt: skip
