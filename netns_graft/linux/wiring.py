@@ -27,6 +27,7 @@ import fcntl
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,7 @@ _DROP, _ACCEPT = 0, 1
 _REJECT_ICMPX = 2
 _ICMPX_PORT_UNREACH, _ICMPX_ADMIN_PROHIBITED = 1, 3
 _VETH = "v0"
+_CABLE_PATIENCE = 5.0  # seconds
 _IFF_UP = 1
 _SIOCGIFFLAGS = 0x8913
 # Some kernels put these into every new network namespace (net.core.fb_tunnels_only_for_init_net).
@@ -125,7 +127,14 @@ def _forwarder_alone(hold: bool, dns: bool, ipv6: bool) -> Spare:
 def _connect(side: Spare, workload_ns_fd: int, loopback_resolvers: Iterable[str]) -> Wiring:
     """The cable, W's side of it, and the sockets that are born at its ends."""
     syscalls.setns(side.forwarder_ns_fd, syscalls.CLONE_NEWNET)
-    _wire_forwarder_side(workload_ns_fd, side.ipv6)
+    with IPRoute() as route:  # speaks to F wherever we go
+        _wire_forwarder_side(route, workload_ns_fd, side.ipv6)
+        wiring = _connect_workload(side, workload_ns_fd, loopback_resolvers)
+        _wait_for_cable(route)
+    return wiring
+
+
+def _connect_workload(side: Spare, workload_ns_fd: int, loopback_resolvers: Iterable[str]) -> Wiring:
     tap_sock = packet.open_tap(_VETH, side.mark) if side.hold else None
 
     syscalls.setns(workload_ns_fd, syscalls.CLONE_NEWNET)
@@ -221,32 +230,45 @@ def _sysctl(name: str, value: str) -> None:
             raise
 
 
-def _wire_forwarder_side(workload_ns_fd: int, ipv6: bool) -> None:
-    with IPRoute() as route:
-        route.link(
-            "add",
-            ifname=_VETH,
-            kind="veth",
-            mtu=MTU,
-            address=FORWARDER_MAC,
-            peer={"ifname": "eth0", "mtu": MTU, "address": WORKLOAD_MAC, "net_ns_fd": workload_ns_fd},
+def _wire_forwarder_side(route: Any, workload_ns_fd: int, ipv6: bool) -> None:
+    route.link(
+        "add",
+        ifname=_VETH,
+        kind="veth",
+        mtu=MTU,
+        address=FORWARDER_MAC,
+        peer={"ifname": "eth0", "mtu": MTU, "address": WORKLOAD_MAC, "net_ns_fd": workload_ns_fd},
+    )
+    index = socket.if_nametoindex(_VETH)
+    route.link("set", index=index, state="up")
+    sides = [(socket.AF_INET, WORKLOAD_V4, GATEWAY_V4, 32)]
+    if ipv6:
+        sides.append((socket.AF_INET6, WORKLOAD_V6, GATEWAY_V6, 128))
+    for family, workload, gateway, length in sides:
+        # The gateway's own address is only ever the source of ICMP errors.
+        _address(route, family, index, gateway, length)
+        route.neigh(
+            "add", family=family, dst=workload, lladdr=WORKLOAD_MAC, ifindex=index, state="permanent"
         )
-        index = socket.if_nametoindex(_VETH)
-        route.link("set", index=index, state="up")
-        sides = [(socket.AF_INET, WORKLOAD_V4, GATEWAY_V4, 32)]
-        if ipv6:
-            sides.append((socket.AF_INET6, WORKLOAD_V6, GATEWAY_V6, 128))
-        for family, workload, gateway, length in sides:
-            # The gateway's own address is only ever the source of ICMP errors.
-            _address(route, family, index, gateway, length)
-            route.neigh(
-                "add", family=family, dst=workload, lladdr=WORKLOAD_MAC, ifindex=index, state="permanent"
-            )
-            # scope 253 is "link": no gateway between
-            route.route("add", family=family, dst=f"{workload}/{length}", oif=index, scope=253)
-            # W may have more addresses than we gave it: a program's own, NAT's, a nested namespace's. Answers to
-            # them, too, go to W, where else.
-            route.route("add", family=family, dst="default", gateway=workload, oif=index, flags=["onlink"])
+        # scope 253 is "link": no gateway between
+        route.route("add", family=family, dst=f"{workload}/{length}", oif=index, scope=253)
+        # W may have more addresses than we gave it: a program's own, NAT's, a nested namespace's. Answers to
+        # them, too, go to W, where else.
+        route.route("add", family=family, dst="default", gateway=workload, oif=index, flags=["onlink"])
+
+
+def _wait_for_cable(route: Any) -> None:
+    """The first end to be set up sends nothing until a kernel thread has seen that the other is up (link_watch.c).
+
+    That takes well under a millisecond, or twenty on a busy machine; an answer lost then costs the program a second
+    for TCP and five for DNS.
+    """
+    index = route.link_lookup(ifname=_VETH)[0]
+    end = time.monotonic() + _CABLE_PATIENCE
+    while route.get_links(index)[0].get_attr("IFLA_QDISC") == "noop":
+        if time.monotonic() > end:
+            raise OSError(errno.ETIMEDOUT, "the veth does not come up")
+        time.sleep(0.0005)
 
 
 def _route_to_listeners(ipv6: bool) -> None:
