@@ -21,6 +21,7 @@ its /proc/PID/fd kept open, which cannot become another's.
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -97,6 +98,7 @@ class HolderFinder:
 
     def __init__(self, namespaces: Iterable[int]) -> None:
         self._namespaces = set(namespaces)
+        self._kept = min(_KEPT, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._known: dict[int, _Known] = {}  # the latest hit last
         self._strangers: set[int] = set()
         self._newest = proc.newest_pid()
@@ -316,14 +318,15 @@ class HolderFinder:
         history[fd] = None
         if len(history) > _HISTORY:
             del history[next(iter(history))]
-        self._known[pid] = self._known.pop(pid)  # now the latest
+        if self._known.get(pid) is known:
+            self._known[pid] = self._known.pop(pid)  # now the latest
         return Holder(pid, fd)
 
     def _remember(self, descriptors: Descriptors) -> _Known:
         former = self._known.get(descriptors.pid)
         if former is not None:
             self._forget(former)
-        if len(self._known) >= _KEPT:
+        if len(self._known) >= self._kept:
             self._forget(next(iter(self._known.values())))
         known = self._known[descriptors.pid] = _Known(descriptors)
         self._strangers.discard(descriptors.pid)

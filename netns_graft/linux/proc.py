@@ -218,7 +218,9 @@ class Descriptors:
         self.fd = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
+        """From then on it is as if the process had ended: the number may soon be another directory's."""
         os.close(self.fd)
+        self.fd = -1
 
     def count(self) -> int:
         """How many there are (1 µs); always 0 before Linux 6.2. OSError when the process has ended."""
@@ -233,6 +235,8 @@ class Descriptors:
 
     def numbers(self) -> list[int]:
         """All of them, highest first. Empty when the process has ended."""
+        if self.fd < 0:
+            return []  # closed; listdir(-1) would be the working directory's
         try:
             names = os.listdir(self.fd)
         except OSError:

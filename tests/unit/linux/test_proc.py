@@ -182,6 +182,13 @@ class TestDescriptors:
             its.count()
         its.close()
 
+    def test_closed_it_is_as_if_the_process_had_ended(self) -> None:
+        ours = proc.Descriptors(os.getpid())
+        ours.close()
+        assert ours.numbers() == [] and ours.target(0) == ""
+        with pytest.raises(OSError):
+            ours.count()
+
     def test_nobody(self) -> None:
         with pytest.raises(OSError):
             proc.Descriptors(GONE)
