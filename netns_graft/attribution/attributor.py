@@ -83,6 +83,7 @@ class Attributor:
         self._holders.sweep()
 
     def close(self) -> None:
+        self._sharing.close()
         self._origins.close()
         self._holders.close()
 

@@ -53,10 +53,11 @@ class _Known:
     last saw them all. ``vain``: how many there were when nothing was found at the likely ones.
     """
 
-    __slots__ = ("descriptors", "free", "history", "vain")
+    __slots__ = ("descriptors", "directory_fd", "free", "history", "vain")
 
     def __init__(self, descriptors: Descriptors) -> None:
         self.descriptors = descriptors
+        self.directory_fd = descriptors.fd
         self.history: dict[int, None] = {}
         self.free = -1
         self.vain = -1
@@ -100,8 +101,9 @@ class HolderFinder:
         self._namespaces = set(namespaces)
         self._kept = min(_KEPT, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._known: dict[int, _Known] = {}  # the latest hit last
-        self._strangers: set[int] = set()
-        self._newest = proc.newest_pid()
+        self._strangers: dict[int, None] = {}  # the latest last
+        self._newest_pid = proc.NewestPid()
+        self._newest = self._newest_pid.read()
         self._met_until = 0  # the newest pid when we last looked who is there
         self._seen: dict[int, Holder] = {}
         self._passed_over: list[_Known] = []
@@ -111,6 +113,7 @@ class HolderFinder:
         for known in self._known.values():
             known.descriptors.close()
         self._known.clear()
+        self._newest_pid.close()
 
     def find(self, inode: int, namespace: int, since: float) -> Holder | None:
         """A process that holds the socket with ``inode``, which belongs to the network namespace ``namespace``.
@@ -129,6 +132,9 @@ class HolderFinder:
             or self._find_unmet(link)
             or self._find_anywhere(inode, since)
         )
+
+    def are_others(self, pid: int) -> bool:
+        return len(self._known) > 1 or pid not in self._known
 
     def others(self, pid: int) -> list[int]:
         """The workload's processes without ``pid``, as far as we know them; ``meet`` makes that everybody."""
@@ -172,25 +178,27 @@ class HolderFinder:
         return None
 
     def _find_known(self, link: str) -> Holder | None:
-        self._passed_over.clear()
-        for known in reversed(list(self._known.values())):
-            descriptors = known.descriptors
+        self._passed_over = passed_over = []
+        fstat = os.fstat  # this loop is where the time goes
+        for known in reversed(self._known.copy().values()):
             try:
-                count = os.fstat(descriptors.fd).st_size  # Descriptors.count, but this is the hottest line of all
+                count = fstat(known.directory_fd).st_size
             except OSError:
                 self._forget(known)
                 continue
-            if _COUNTS and count == known.vain:
-                self._passed_over.append(known)
+            if count == known.vain:
+                passed_over.append(known)
                 continue
+            descriptors = known.descriptors
             for fd in known.likely(count):
                 if descriptors.target(fd) == link:
                     return self._hit(known, fd)
-            known.vain = count
+            if _COUNTS:
+                known.vain = count
         return None
 
     def _find_young(self, link: str) -> Holder | None:
-        newest, last = proc.newest_pid(), self._newest
+        newest, last = self._newest_pid.read(), self._newest
         self._newest = newest
         # Numbers wrap around; then, or when there were many, the list of all processes is the shorter way.
         if not 0 < newest - last <= _WINDOW:
@@ -236,11 +244,15 @@ class HolderFinder:
             fd = known.latest()
             if fd >= 0 and known.descriptors.target(fd) == link:
                 return self._hit(known, fd)
+        # A young stranger may have been on its way in.
+        for pid in list(self._strangers)[:-_WINDOW - 1 : -1]:
+            if proc.network_namespace(pid) in self._namespaces and (holder := self._search_young(pid, link)):
+                return holder
         return None
 
     def meet(self) -> list[_Known]:
         """Get to know the processes of the workload that are new since the last time; these."""
-        newest, last = proc.newest_pid(), self._met_until
+        newest, last = self._newest_pid.read(), self._met_until
         if newest == last:
             return []
         self._met_until = newest
@@ -249,8 +261,9 @@ class HolderFinder:
             new = [pid for pid in young if self._is_ours(pid) and proc.process_of_thread(pid) == pid]
         else:
             every = proc.pids()
-            self._strangers.intersection_update(every)
-            new = [pid for pid in every if self._is_ours(pid)]
+            alive = set(every)
+            self._strangers = {pid: None for pid in self._strangers if pid in alive}
+            new = [pid for pid in reversed(every) if self._is_ours(pid)][::-1]
         met = []
         for pid in new:
             try:
@@ -265,7 +278,7 @@ class HolderFinder:
             return False
         if proc.network_namespace(pid) in self._namespaces:
             return True
-        self._strangers.add(pid)
+        self._strangers[pid] = None
         return False
 
     # 5. and 6.
@@ -329,7 +342,7 @@ class HolderFinder:
         if len(self._known) >= self._kept:
             self._forget(next(iter(self._known.values())))
         known = self._known[descriptors.pid] = _Known(descriptors)
-        self._strangers.discard(descriptors.pid)
+        self._strangers.pop(descriptors.pid, None)
         return known
 
     def _forget(self, known: _Known) -> None:

@@ -7,7 +7,7 @@ nobody takes a rule for a fact.
 Whoever was found first is usually the only holder, and to know that for sure means to look at every descriptor of
 the workload. So it is asked at once whether the process found is in connect(); if not, whether another one is, while
 the workload is small. The other holders are looked for a little later, for all flows that wait for it together, in
-small portions and in a tenth of the time at most. ``Attribution.process`` is then completed in place.
+small portions and in a twentieth of the time at most. ``Attribution.process`` is then completed in place.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Later = Callable[[float, Callable[[], None]], Any]  # seconds, what to call: asy
 _ASKING = 1.0  # seconds between such questions for one process that does not wait in connect()
 _AT_ONCE = 16  # other processes that are asked while a SYN is held
 _PORTION = 0.0005  # seconds at a time
-_REST = 9  # for each second of looking, seconds without
+_REST = 19  # for each second of looking, seconds without
 _WAITING = 1024
 
 
@@ -60,11 +60,11 @@ class Sharing:
         if protocol != socket.IPPROTO_TCP:
             return found, False
         self._holders.meet()
-        others = self._holders.others(found.pid)
-        if not others:
+        if not self._holders.are_others(found.pid):
             return found, False
         if proc.connecting(found.pid) == found.fd:
             return found, True
+        others = self._holders.others(found.pid)
         if not self._careful:
             others = self._worth_asking(others, found, inode)
             if not others:
@@ -104,9 +104,13 @@ class Sharing:
             self._work = self._look()
             self._later(max(0.0, self._not_before - time.monotonic()), self._portion)
 
+    def close(self) -> None:
+        """What still waits stays as it is."""
+        self._work = self._later = None
+        self._waiting.clear()
+
     def _portion(self) -> None:
-        assert self._later is not None
-        if self._work is None:
+        if self._work is None or self._later is None:
             return
         end = time.monotonic() + _PORTION
         for _ in self._work:

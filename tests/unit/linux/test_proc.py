@@ -253,8 +253,13 @@ class TestWhoIsThere:
 
     def test_newest_pid(self) -> None:
         pid = fork(lambda: None)
-        assert proc.newest_pid() >= pid
+        newest = proc.NewestPid()
+        assert newest.read() >= pid
+        before = newest.read()
         os.waitpid(pid, 0)
+        os.waitpid(fork(lambda: None), 0)
+        assert newest.read() != before
+        newest.close()
 
     def test_innermost_pid(self) -> None:
         assert proc.innermost_pid(os.getpid()) is None  # one name only
