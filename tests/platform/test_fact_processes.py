@@ -134,10 +134,13 @@ def test_the_parent_death_signal_ends_the_child_of_a_killed_process() -> None:
     pids_read, pids_write = os.pipe()
     alive_read, alive_write = os.pipe()  # its end of file: everybody who has the other end is gone
 
+    def child() -> None:
+        os.write(pids_write, b"here")  # fork() of the tests has set the signal by now
+        signal.pause()
+
     def supervisor() -> None:
         os.close(alive_read)
-        child = fork(lambda: signal.pause())  # fork() of the tests sets the signal
-        os.write(pids_write, child.to_bytes(4, "big"))
+        fork(child)
         signal.pause()
 
     pid = fork(supervisor)
