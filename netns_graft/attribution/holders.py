@@ -193,7 +193,7 @@ class HolderFinder:
             for fd in known.likely(count):
                 if descriptors.target(fd) == link:
                     return self._hit(known, fd)
-            if _COUNTS:
+            if _COUNTS and count:
                 known.vain = count
         return None
 

@@ -6,8 +6,11 @@ only a /proc that cannot be read at all is an ``OSError``. File names and argume
 
 from __future__ import annotations
 
+import errno
+import functools
 import os
 import re
+import socket
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
@@ -216,14 +219,27 @@ class Descriptors:
 
     Kept open it belongs to this very process: once that has ended, everything fails, whoever has its pid then. Owns
     the directory's descriptor, ``fd``.
+
+    The /proc/PID/fd of a process that made itself undumpable (agents, browsers' sandboxes) is root's alone; where
+    root is not in our user namespace, no capability opens it. /proc/PID/fdinfo asks only whether we could trace the
+    process (Linux 5.14), and says as much of a socket: its inode, and the mount that all sockets are on.
     """
 
-    __slots__ = ("fd", "pid")
+    __slots__ = ("_by_info", "fd", "pid")
 
     def __init__(self, pid: int) -> None:
         """Raises OSError when ``pid`` is gone or not ours to see."""
         self.pid = pid
-        self.fd = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._by_info = False
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            self.fd = os.open(f"/proc/{pid}/fd", flags)
+        except PermissionError:
+            self.fd = os.open(f"/proc/{pid}/fdinfo", flags)
+            self._by_info = True
+            if not self.numbers():
+                os.close(self.fd)
+                raise
 
     def close(self) -> None:
         """From then on it is as if the process had ended: the number may soon be another directory's."""
@@ -231,15 +247,27 @@ class Descriptors:
         self.fd = -1
 
     def count(self) -> int:
-        """How many there are (1 µs); always 0 before Linux 6.2. OSError when the process has ended."""
+        """How many there are (1 µs); 0 where that is not told: before Linux 6.2, and of an undumpable process.
+        OSError when the process has ended."""
+        if self._by_info and not self.numbers():
+            raise ProcessLookupError(errno.ESRCH, "the process has ended")
         return os.fstat(self.fd).st_size
 
     def target(self, fd: int) -> str:
         """What ``fd`` is: ``"socket:[INODE]"`` for a socket, ``""`` when it is not open. 3 µs."""
         try:
-            return os.readlink(str(fd), dir_fd=self.fd)
+            return self._target_by_info(fd) if self._by_info else os.readlink(str(fd), dir_fd=self.fd)
         except OSError:
             return ""
+
+    def _target_by_info(self, fd: int) -> str:
+        info_fd = os.open(str(fd), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            fields = _fields(os.read(info_fd, 1024))
+        finally:
+            os.close(info_fd)
+        is_socket = fields.get(b"mnt_id") == _sockets_mount() and b"ino" in fields
+        return f"socket:[{int(fields[b'ino'])}]" if is_socket else "?"
 
     def numbers(self) -> list[int]:
         """All of them, highest first. Empty when the process has ended."""
@@ -250,6 +278,18 @@ class Descriptors:
         except OSError:
             return []
         return sorted(map(int, names), reverse=True)
+
+
+@functools.cache
+def _sockets_mount() -> bytes | None:
+    """The mount id of every socket there is: they are all on one mount of the kernel's own."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return _fields(_read(f"/proc/self/fdinfo/{sock.fileno()}", 1024) or b"").get(b"mnt_id")
+
+
+def _fields(info: bytes) -> dict[bytes, bytes]:
+    """Lines "name:<tab>value"."""
+    return {name: value.strip() for name, _, value in (line.partition(b":") for line in info.splitlines())}
 
 
 def _read(path: str, limit: int) -> bytes | None:

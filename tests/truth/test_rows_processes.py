@@ -270,12 +270,8 @@ def test_a_process_that_may_not_be_looked_at(method: str) -> None:
             os.chmod(program, 0o6755)
             execute(it, program)
         else:
-
-            def work() -> None:
-                syscalls.set_not_dumpable()
-                it.connect(WEB).close()
-
-            it.program(work)
+            undumpable = "import ctypes; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)\n"
+            execute(it, os.fsencode(PYTHON), script=undumpable + CONNECT)
         judge("9", "set-uid or undumpable", method, it, 1)
         if os.geteuid() == 0:
             assert it.records[0]["process"]["uid"] == 65534
@@ -327,10 +323,12 @@ def copy(place: bytes, name: bytes) -> bytes:
     return path
 
 
-def execute(it: Scene, path: bytes, *more: str | bytes, before: Callable[[], object] = lambda: None) -> int:
+def execute(
+    it: Scene, path: bytes, *more: str | bytes, script: str = CONNECT, before: Callable[[], object] = lambda: None
+) -> int:
     def work() -> None:
         before()
-        os.execv(path, [os.path.basename(path), "-IS", "-c", CONNECT, it.ledger.path, WEB, *more])
+        os.execv(path, [os.path.basename(path), "-IS", "-c", script, it.ledger.path, WEB, *more])
 
     return it.program(work)
 

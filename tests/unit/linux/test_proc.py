@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -181,6 +182,20 @@ class TestDescriptors:
         with pytest.raises(OSError):
             its.count()
         its.close()
+
+    def test_by_fdinfo_a_socket_is_the_same(self) -> None:
+        """What is left for an undumpable process; a file that has a socket's inode number is not one."""
+        with socket.socket() as sock, tempfile.TemporaryFile() as file:
+            ours = proc.Descriptors(os.getpid())
+            by_info = proc.Descriptors(os.getpid())
+            os.close(by_info.fd)
+            by_info.fd, by_info._by_info = os.open("/proc/self/fdinfo", os.O_RDONLY | os.O_CLOEXEC), True
+            assert sock.fileno() in by_info.numbers()
+            assert by_info.target(sock.fileno()) == ours.target(sock.fileno())
+            assert not by_info.target(file.fileno()).startswith("socket:")
+            assert by_info.target(9999) == ""
+            ours.close()
+            by_info.close()
 
     def test_closed_it_is_as_if_the_process_had_ended(self) -> None:
         ours = proc.Descriptors(os.getpid())
