@@ -14,12 +14,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from pyroute2 import IPRoute
 
-from ground.child import loopback_up
+from ground.child import eventually, loopback_up
 from netns_graft.linux import syscalls
 
 HOST, HOST6 = "192.0.2.10", "2001:db8:1::10"
@@ -31,6 +32,7 @@ PROHIBITED, PROHIBITED6 = "203.0.113.97", "2001:db8:97::1"
 SILENT, SILENT6 = "203.0.113.99", "2001:db8:99::1"
 FAR_UNREACHABLE, FAR_UNREACHABLE6 = "203.0.113.96", "2001:db8:96::1"
 
+_IFF_RUNNING = 0x40
 MAC, PEER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 
 
@@ -129,6 +131,20 @@ def configure(name: str, *addresses: str) -> int:
     return index
 
 
+def ready(*ends: tuple[Network | None, str]) -> None:
+    """Wait until links carry packets (None: of the namespace that we are in). A cable does when both ends are up, and
+    a kernel thread has seen it: until then IPv6 does not use it, and what should be sent is dropped.
+    """
+    for network, name in ends:
+        with network.inside() if network else nullcontext(), IPRoute() as route:
+            assert eventually(partial(_carries, route, name)), f"{name} does not come up"
+
+
+def _carries(route: IPRoute, name: str) -> bool:
+    [link] = route.get_links(route.link_lookup(ifname=name)[0])
+    return link.get("qdisc") != "noop" and bool(link["flags"] & _IFF_RUNNING)
+
+
 def add_route(destination: str, **what: Any) -> None:
     family = socket.AF_INET6 if ":" in destination or ":" in str(what.get("gateway", "")) else socket.AF_INET
     with IPRoute() as route:
@@ -173,6 +189,7 @@ def internet() -> Iterator[Network]:
         for address in (PROHIBITED, PROHIBITED6):
             add_route(whole(address), type="prohibit")
         configure("h0", f"{HOST}/24", f"{HOST6}/64")
+        ready((None, "h0"), (inet, "i0"))
         for address in (GATEWAY, GATEWAY6):
             neighbour("h0", address, PEER_MAC)
         add_route("default", gateway=GATEWAY)

@@ -113,6 +113,16 @@ def _carrier(network: Network, name: str) -> bool:
 
 
 @in_own_namespaces
+def test_the_cable_carries_packets_as_soon_as_it_is_built() -> None:
+    """Or the first connection of one graft in forty would wait a second for its SYN to be sent again."""
+    for _ in range(5):
+        with built() as (_, forwarder, workload):
+            for network, name in ((forwarder, "v0"), (workload, "eth0")):
+                [link] = inside(network, lambda route, name=name: route.get_links(route.link_lookup(ifname=name)[0]))
+                assert link.get("qdisc") != "noop"
+
+
+@in_own_namespaces
 def test_nothing_is_forwarded_and_neither_side_takes_advice() -> None:
     with built() as (_, forwarder, workload):
         for network in (forwarder, workload):

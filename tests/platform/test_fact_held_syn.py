@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import pytest
 from ground.child import in_own_namespaces
 from ground.frames import ACK, RST, SYN, ethernet, icmp, packed, packet, take_apart, tcp
-from ground.network import MAC, PEER_MAC, Network, add_route, configure, neighbour, sysctl, veth
+from ground.network import MAC, PEER_MAC, Network, add_route, configure, neighbour, ready, sysctl, veth
 from pyroute2.nftables.expressions import genex
 from pyroute2.nftables.expressions import verdict as nft_verdict
 from pyroute2.nftables.main import NFTables
@@ -41,6 +41,7 @@ def cable() -> Iterator[Network]:
             for address in OWN.values():
                 neighbour("far", address, MAC)
         configure("near", f"{OWN[V4]}/24", f"{OWN[V6]}/64")
+        ready((None, "near"), (far, "far"))
         for address in (*FAR.values(), *NOBODY.values()):
             neighbour("near", address, PEER_MAC)
         yield far

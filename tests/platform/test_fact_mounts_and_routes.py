@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from ground.child import fork, in_own_namespaces, wait
-from ground.network import Network, add_route, configure, veth
+from ground.network import Network, add_route, configure, ready, veth
 
 from netns_graft.linux import syscalls
 from netns_graft.linux.routes import HostAddresses
@@ -51,21 +51,21 @@ def test_a_file_of_a_tmpfs_bound_over_another(tmp_path: Path) -> None:
 @in_own_namespaces
 def test_the_routing_table_knows_whose_an_address_is() -> None:
     """RTM_GETROUTE. Falls: "the host's own addresses" would be a list that grows stale."""
+    owned = ["127.0.0.1", "127.99.0.1", "192.0.2.10", "192.0.2.255", "255.255.255.255", "224.0.0.1", "198.51.100.9",
+             "::1", "2001:db8:1::10", "0.0.0.0"]  # fmt: skip
+    foreign = ["192.0.2.11", "93.184.216.34", "203.0.113.1", "2001:db8:1::11", "2606:2800::1"]
     with Network() as other:
         veth("lan", "end", other)
         with other.inside():
             configure("end")
-        link = configure("lan", "192.0.2.10/24", "2001:db8:1::10/64")
+        configure("lan", "192.0.2.10/24", "2001:db8:1::10/64")
+        ready((None, "lan"), (other, "end"))
         add_route("default", gateway="192.0.2.1")
         add_route("198.51.100.0/24", type="local", oif=1, table=255, scope=254)  # AnyIP
         add_route("203.0.113.0/24", type="unreachable")
-        assert link
-    host = HostAddresses()
-    owned = ["127.0.0.1", "127.99.0.1", "192.0.2.10", "192.0.2.255", "255.255.255.255", "224.0.0.1", "198.51.100.9",
-             "::1", "2001:db8:1::10", "0.0.0.0"]  # fmt: skip
-    foreign = ["192.0.2.11", "93.184.216.34", "203.0.113.1", "2001:db8:1::11", "2606:2800::1"]
-    verdicts = {text: host.owns(_packed(text)) for text in owned + foreign}
-    host.close()
+        host = HostAddresses()
+        verdicts = {text: host.owns(_packed(text)) for text in owned + foreign}  # while the cable is there
+        host.close()
     assert verdicts == dict.fromkeys(owned, True) | dict.fromkeys(foreign, False)
 
 

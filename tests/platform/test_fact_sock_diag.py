@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from ground.child import in_own_namespaces
 from ground.frames import packed
-from ground.network import PEER_MAC, Network, configure, neighbour, veth
+from ground.network import PEER_MAC, Network, configure, neighbour, ready, veth
 
 from netns_graft.linux import sock_diag
 
@@ -46,6 +46,7 @@ def silent_network() -> Iterator[None]:
         with other.inside():
             configure("end")
         configure("cable", f"{OWN[socket.AF_INET]}/24", f"{OWN[socket.AF_INET6]}/64")
+        ready((None, "cable"), (other, "end"))
         for address in REMOTE.values():
             neighbour("cable", address, PEER_MAC)
         yield

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 from ground.child import in_own_namespaces
-from ground.network import MAC, PEER_MAC, Network, add_route, configure, neighbour, veth
+from ground.network import MAC, PEER_MAC, Network, add_route, configure, neighbour, ready, veth
 from pyroute2 import IPRoute
 from pyroute2.nftables.expressions import genex
 from pyroute2.nftables.main import NFTables
@@ -34,6 +34,7 @@ def anyip() -> Iterator[Network]:
                 neighbour("eth0", gateway, MAC)
                 add_route("default", gateway=gateway, oif=link, flags=["onlink"])
         link = configure("v0")
+        ready((None, "v0"), (workload, "eth0"))
         with IPRoute() as route:
             for family, everything in ((socket.AF_INET, "0.0.0.0/0"), (socket.AF_INET6, "::/0")):
                 neighbour("v0", PROGRAM[family], PEER_MAC)
