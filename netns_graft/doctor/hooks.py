@@ -80,7 +80,7 @@ def installed(
         )  # fmt: skip
     if unread:
         return Finding(name, title, Status.UNKNOWN, "a hook directory cannot be read", None, tuple(unread))
-    return Finding(name, title, Status.OK, "not installed, which only containers need: netns-graft hook install")
+    return Finding(name, title, Status.OK, "not installed: only containers need it (netns-graft hook install)")
 
 
 def _search(root: str, places: list[str]) -> tuple[list[Definition], list[str]]:
