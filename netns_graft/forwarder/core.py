@@ -23,13 +23,13 @@ import select
 import socket
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from netns_graft.attribution import Attributor
 from netns_graft.dialling import DialError
 from netns_graft.flow import Attribution, Flow, Outcome, Process
+from netns_graft.forwarder.attempt import Attempt
 from netns_graft.forwarder.jobs import Jobs
 from netns_graft.forwarder.reactor import Reactor
 from netns_graft.forwarder.status import Recent
@@ -51,23 +51,6 @@ _OUTCOMES = {
     errno.ETIMEDOUT: Outcome.TIMEOUT,
     errno.ECONNRESET: Outcome.RESET,
 }
-
-
-@dataclass(slots=True, eq=False)
-class Attempt:
-    """A flow on its way to a relay. Either ``frame`` (its SYN is held) or ``client_sock`` (accepted first) is set."""
-
-    flow: Flow
-    syn: Syn
-    frame: bytes | None = None
-    client_sock: socket.socket | None = None
-    upstream_sock: socket.socket | None = None
-    early: bytes = b""
-    injected: float | None = None  # monotonic seconds: since when the handshake may complete
-    sequence: int = 0  # of the held SYN
-    over: bool = False  # refused or abandoned, whatever a dial that is still under way will say
-    dns: bool = False
-    dialling: asyncio.Task[None] | None = None
 
 
 class Forwarder:

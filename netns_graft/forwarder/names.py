@@ -20,7 +20,8 @@ from netns_graft.linux.cable import DNS_PORT
 from netns_graft.relay import EVENTS
 
 if TYPE_CHECKING:
-    from netns_graft.forwarder.core import Attempt, Forwarder
+    from netns_graft.forwarder.attempt import Attempt
+    from netns_graft.forwarder.core import Forwarder
 
 _BURST = 64
 _DATAGRAM = 65535

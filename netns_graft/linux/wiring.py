@@ -33,10 +33,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyroute2 import IPRoute
-from pyroute2.nftables.expressions import genex, verdict
-from pyroute2.nftables.main import NFTables
 
-from netns_graft.linux import packet, syscalls
+from netns_graft.linux import gate, packet, syscalls
 from netns_graft.linux.cable import DNS_PORT, GATEWAY_V4, GATEWAY_V6, WORKLOAD_V4, WORKLOAD_V6, Wiring
 
 MTU = 65535  # the largest a veth takes: +40 % throughput over 1500
@@ -46,13 +44,6 @@ RULE_PRIORITY = 100
 
 _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
 _IP_PKTINFO = 8
-_NFPROTO_INET = 1
-_META_IIFNAME, _META_L4PROTO = 6, 16
-_LL_HEADER, _TRANSPORT_HEADER = 0, 2
-_EQ, _NEQ = 0, 1
-_DROP, _ACCEPT = 0, 1
-_REJECT_ICMPX = 2
-_ICMPX_PORT_UNREACH, _ICMPX_ADMIN_PROHIBITED = 1, 3
 _VETH = "v0"
 _CABLE_PATIENCE = 5.0  # seconds
 _IFF_UP = 1
@@ -120,7 +111,7 @@ def _forwarder_alone(hold: bool, dns: bool, ipv6: bool) -> Spare:
     listeners, port = _transparent_listeners(families)
     resolvers = [_dns_socket(family) for family in families] if dns else []
     mark = b"\x02" + os.urandom(5)
-    _rules(port, mark if hold else None, dns)
+    gate.put_up(_VETH, port, mark=mark if hold else None, dns=dns)
     return Spare(forwarder_ns_fd, listeners, resolvers, hold, mark, ipv6, dns)
 
 
@@ -158,9 +149,8 @@ def _connect_workload(side: Spare, workload_ns_fd: int, loopback_resolvers: Iter
 def _accept_first(side: Spare) -> None:
     """Packet sockets are refused: a SYN that is held could not be put back, so none may be."""
     syscalls.setns(side.forwarder_ns_fd, syscalls.CLONE_NEWNET)
-    with NFTables(nfgen_family=_NFPROTO_INET) as nft:
-        nft.table("del", name="graft")
-    _rules(side.listeners[0].getsockname()[1], None, side.dns)
+    gate.remove()
+    gate.put_up(_VETH, side.listeners[0].getsockname()[1], mark=None, dns=side.dns)
 
 
 def _check_empty() -> None:
@@ -358,70 +348,3 @@ def _loopback_resolver(address: str) -> list[socket.socket]:
             continue
         socks.append(sock)
     return socks
-
-
-# nftables, expression by expression; register 1 carries each value from its load to its comparison.
-
-
-def _data(value: bytes) -> dict[str, Any]:
-    return {"attrs": [("NFTA_DATA_VALUE", value)]}
-
-
-def _compare(value: bytes, operator: int = _EQ) -> Any:
-    return genex("cmp", {"sreg": 1, "op": operator, "data": _data(value)})
-
-
-def _from_veth() -> list[Any]:
-    return [genex("meta", {"key": _META_IIFNAME, "dreg": 1}), _compare(_VETH.encode().ljust(16, b"\0"))]
-
-
-def _protocol(number: int) -> list[Any]:
-    return [genex("meta", {"key": _META_L4PROTO, "dreg": 1}), _compare(bytes([number]))]
-
-
-def _payload(base: int, offset: int, length: int) -> Any:
-    return genex("payload", {"dreg": 1, "base": base, "offset": offset, "len": length})
-
-
-def _rules(port: int, mark: bytes | None, dns: bool) -> None:
-    tcp, udp = _protocol(socket.IPPROTO_TCP), _protocol(socket.IPPROTO_UDP)
-    with NFTables(nfgen_family=_NFPROTO_INET) as nft:
-        nft.table("add", name="graft")
-        first = {"hook": "prerouting", "type": "filter", "policy": _ACCEPT, "priority": -150}
-        nft.chain("add", table="graft", name="arriving", **first)
-        if mark is not None:
-            syn_without_ack = [
-                _payload(_TRANSPORT_HEADER, 13, 1),
-                genex("bitwise", {"sreg": 1, "dreg": 1, "len": 1, "mask": _data(b"\x12"), "xor": _data(b"\0")}),
-                _compare(b"\x02"),
-            ]
-            not_ours = [_payload(_LL_HEADER, 6, 6), _compare(mark, _NEQ)]
-            _add(nft, "arriving", _from_veth(), tcp, syn_without_ack, not_ours, verdict(_DROP))
-        to_listener = [
-            genex("immediate", {"dreg": 1, "data": _data(struct.pack("!H", port))}),
-            genex("tproxy", {"family": 0, "reg_port": 1}),  # family 0: both, each to its own listener
-        ]
-        _add(nft, "arriving", _from_veth(), tcp, to_listener)
-
-        to_dns = [_payload(_TRANSPORT_HEADER, 2, 2), _compare(struct.pack("!H", DNS_PORT))]
-        accepted = [tcp] + ([udp + to_dns] if dns else [])
-        # A program that sends UDP learns at once that nobody is there; anything else, that it may not. This is done
-        # before routing: an ICMP error for an AnyIP destination would need that address as its source, which the
-        # kernel refuses; from here it comes from the gateway.
-        for wanted in accepted:
-            _add(nft, "arriving", _from_veth(), wanted, verdict(_ACCEPT))
-        _add(nft, "arriving", _from_veth(), udp, _reject(_ICMPX_PORT_UNREACH))
-        _add(nft, "arriving", _from_veth(), _reject(_ICMPX_ADMIN_PROHIBITED))
-
-        nft.chain("add", table="graft", name="inward", hook="input", type="filter", policy=_DROP)
-        for wanted in accepted:
-            _add(nft, "inward", _from_veth(), wanted, verdict(_ACCEPT))
-        nft.chain("add", table="graft", name="through", hook="forward", type="filter", policy=_DROP)
-
-
-def _reject(code: int) -> list[Any]:
-    return [genex("reject", {"type": _REJECT_ICMPX, "icmp_code": code})]
-
-
-def _add(nft: Any, chain: str, *expressions: list[Any]) -> None:
-    nft.rule("add", table="graft", chain=chain, expressions=expressions)
