@@ -41,6 +41,7 @@ from netns_graft.wire import ProtocolError, packet
 from netns_graft.wire.packet import Syn
 
 HELD_LIMIT = 4096  # SYNs held at once; more wait for their retransmission
+ANSWERED_LIMIT = 1024  # SYNs remembered after their answer
 ACCEPT_GRACE = 10.0  # seconds for the program to complete a handshake that it began
 _BURST = 64  # packets or connections taken per event
 _FRAME = 66_000  # a SYN is some 90 bytes, but TCP Fast Open may put data into it
@@ -84,6 +85,7 @@ class Forwarder:
         self._reactor = reactor
         self._pipes = Pipes()
         self._held: dict[Syn, Attempt] = {}
+        self._answered: dict[Syn, tuple[int, int | None]] = {}  # sequence number; errno, None when let in
         self._accepted: set[Attempt] = set()
         self._relays: set[Relay] = set()
         self._count = 0
@@ -114,6 +116,11 @@ class Forwarder:
         except ProtocolError:
             return
         attempt, sequence = self._held.get(syn), packet.sequence(frame)
+        before, number = self._answered.get(syn, (None, None))
+        if before == sequence:
+            if number is not None:
+                self._send_refusal(frame, number)
+            return
         if attempt is not None and attempt.sequence != sequence:
             # The program gave up and begins anew from the same port: a flow of its own.
             self._abandon(attempt)
@@ -248,13 +255,25 @@ class Forwarder:
         flow.outcome, flow.error = outcome, error
         if attempt.frame is not None:
             self._held.pop(attempt.syn, None)
-            assert self._wiring.tap_sock is not None
-            try:
-                self._wiring.tap_sock.send(packet.refusal(attempt.frame, number))
-            except OSError:
-                pass  # the cable is gone, and the workload with it
+            self._remember(attempt, number)
+            self._send_refusal(attempt.frame, number)
         self._drop(attempt)
         self.record(flow)
+
+    def _send_refusal(self, frame: bytes, number: int) -> None:
+        assert self._wiring.tap_sock is not None
+        try:
+            self._wiring.tap_sock.send(packet.refusal(frame, number))
+        except OSError:
+            pass  # the cable is gone, and the workload with it
+
+    def _remember(self, attempt: Attempt, number: int | None) -> None:
+        """A SYN may be sent again just before its answer comes, or because the answer was no use: an ICMP error that
+        finds the program still inside connect() is only a hint to its kernel. That is no new flow.
+        """
+        self._answered[attempt.syn] = attempt.sequence, number
+        if len(self._answered) > ANSWERED_LIMIT:
+            del self._answered[next(iter(self._answered))]
 
     def _let_in(self, attempt: Attempt) -> None:
         """The upstream answered: now the program's handshake may complete."""
@@ -291,6 +310,7 @@ class Forwarder:
                 self._accepted_first(syn, client_sock)
                 continue
             del self._held[syn]
+            self._remember(attempt, None)
             if attempt.dns:
                 self._begin_dns(attempt, client_sock)
             else:
