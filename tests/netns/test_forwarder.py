@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 import pytest
 from ground.child import eventually, in_own_namespaces, wait
-from ground.frames import take_apart
+from ground.frames import Seen, take_apart
 from ground.grafts import Graft, graft
 from ground.network import (
     FAR_UNREACHABLE,
@@ -380,6 +380,50 @@ class TestHandshake:
             assert {take_apart(frame[10:]).target for frame in far.syns_so_far()} == {WEB}
 
     @in_own_namespaces
+    def test_a_syn_sent_again_before_its_refusal_came(self) -> None:
+        """The forwarder was slow, or the program's kernel did not take the first answer: one more answer, no more
+        records.
+        """
+        with internet(), graft(default="deny") as it, Wire(it.workload, "eth0") as near:
+            with it.socket() as program:
+                os.kill(it.pid, signal.SIGSTOP)
+                program.setblocking(False)
+                program.connect_ex((WEB, 80))
+                near.send(near.syn())
+                os.kill(it.pid, signal.SIGCONT)
+                it.flow()
+            assert it.refusal(WEB, 81)[0] == errno.EHOSTUNREACH
+            assert it.flow()["destination"]["port"] == 81
+            assert it.finish()["total"] == 2
+
+    @in_own_namespaces
+    def test_a_syn_sent_again_just_before_it_was_let_in(self) -> None:
+        """Nobody is called twice."""
+        with internet() as inet, graft() as it, Wire(it.workload, "eth0") as near, inet.listener(WEB, 80) as listener:
+            with it.connect(WEB, 80) as program, accept(listener) as served:
+                near.send(near.syn())
+                assert it.refusal(WEB, 81)[0] == errno.ECONNREFUSED  # it has seen that one before this one
+                assert it.flow()["outcome"] == "refused"
+                assert nobody_called(listener)
+                program.sendall(b"x")
+                assert served.recv(1) == b"x"
+            assert it.flow()["outcome"] == "ok"
+            assert it.finish()["total"] == 2
+
+    @in_own_namespaces
+    def test_a_refusal_that_the_kernel_did_not_take_is_given_again(self) -> None:
+        """connect() goes on in the program, and asks again a second later."""
+        with internet(), graft(default="deny") as it, Wire(it.workload, "eth0") as near, it.socket() as program:
+            program.setblocking(False)
+            program.connect_ex((WEB, 80))
+            syn = near.syn()
+            it.flow()
+            first = near.answer()
+            near.send(syn)
+            assert first.protocol == near.answer().protocol == socket.IPPROTO_ICMP
+            assert it.finish()["total"] == 1
+
+    @in_own_namespaces
     def test_a_program_that_leaves_before_the_destination_answers(self) -> None:
         with internet(), graft() as it:
             program = it.socket()
@@ -513,6 +557,13 @@ class Wire:
                 seen = take_apart(frame[10:])
                 if seen.protocol == socket.IPPROTO_TCP and seen.flags & 0x12 == 2:
                     return frame
+
+    def answer(self) -> Seen:
+        """The next packet that came in."""
+        while True:
+            frame, address = self._sock.recvfrom(70_000)
+            if address[2] != socket.PACKET_OUTGOING and frame[22:24] in (b"\x08\0", b"\x86\xdd"):
+                return take_apart(frame[10:])
 
     def syns_so_far(self) -> list[bytes]:
         self._sock.setblocking(False)
