@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from ground.child import in_own_namespaces
+from ground.child import eventually, in_own_namespaces
 from ground.network import OTHER, WEB, WEB6, sysctl
 
 from truth.judging import METHODS, judge, nat_of
@@ -280,13 +280,22 @@ def test_nested_twice_with_the_same_addresses(method: str) -> None:
         for network in (it.workload, left, right):
             it.nat("  oifname eth0 masquerade", network=network)
 
-        def hold() -> None:
+        def told(connections: int) -> bool:
+            return len(it.ledger.read()) == connections
+
+        def first() -> None:
             sock = it.connect(WEB, bound=("10.88.0.5", 50001))
-            time.sleep(0.3)
+            eventually(lambda: told(2))
             sock.close()
 
-        it.program(hold, left_inner)
-        it.program(hold, right_inner)
+        def second() -> None:
+            sock = it.connect(WEB, bound=("10.88.0.5", 50001))
+            time.sleep(0.5)  # ends after the first: all that tells their records from each other is their order
+            sock.close()
+
+        it.program(first, left_inner)
+        assert eventually(lambda: told(1))
+        it.program(second, right_inner)
         score = it.score(2)
         report("6", "two engines with the same inner addresses", method, score)
         assert score.wrong == 0 and score.right == 2, score
