@@ -559,11 +559,13 @@ class Wire:
                     return frame
 
     def answer(self) -> Seen:
-        """The next packet that came in."""
+        """The next packet that came in and belongs to a flow: IPv6 reports group memberships by itself."""
         while True:
             frame, address = self._sock.recvfrom(70_000)
             if address[2] != socket.PACKET_OUTGOING and frame[22:24] in (b"\x08\0", b"\x86\xdd"):
-                return take_apart(frame[10:])
+                seen = take_apart(frame[10:])
+                if seen.protocol != socket.IPPROTO_HOPOPTS:  # what an MLD report begins with
+                    return seen
 
     def syns_so_far(self) -> list[bytes]:
         self._sock.setblocking(False)
