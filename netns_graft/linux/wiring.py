@@ -10,7 +10,7 @@ namespace, or as root). It makes two of them:
 
 Point-to-point: the two addresses lie in the range that the contract reserves for synthetic names, which exists
 nowhere else, so no destination of the outside is shadowed. Neighbours are permanent entries: nobody asks
-ARP, no address is probed, IPv6 has no link-local address and sends nothing by itself.
+ARP, no address is probed, IPv6 has no link-local address and solicits nobody.
 
 Everything that is not TCP, or DNS when we answer it, ends on arrival in F with an ICMP error. F forwards nothing
 and has no other way out, whatever its rules say. F lives by its sockets alone: when the last process that holds them
