@@ -36,8 +36,6 @@ _HISTORY = 64  # descriptors remembered of one process
 _OLDEST, _LATEST = 6, 2  # of these, how many are tried from either end
 _SCANS = 3  # before a socket that exists counts as held by nobody
 _PATIENCE = 1.0  # seconds after such a search in which the next is content with one
-# Before Linux 6.2 the number of descriptors is not told; this process has some.
-_COUNTS = os.stat("/proc/self/fd").st_size > 0
 
 
 class Holder(NamedTuple):
@@ -193,7 +191,7 @@ class HolderFinder:
             for fd in known.likely(count):
                 if descriptors.target(fd) == link:
                     return self._hit(known, fd)
-            if _COUNTS and count:
+            if count:  # before Linux 6.2 it is not told
                 known.vain = count
         return None
 

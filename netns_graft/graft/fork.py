@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from netns_graft.errors import GraftError
-from netns_graft.linux import syscalls, userns
+from netns_graft.linux import proc, syscalls, userns
 
 MESSAGE = 65536
 _MOST_FDS = 8
@@ -39,12 +39,8 @@ def is_real_root() -> bool:
     """May we make network namespaces as we are? Root in a container without that power needs a user namespace."""
     if os.geteuid() != 0:
         return False
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        for line in file:
-            if line.startswith("CapEff:"):
-                needed = (1 << 21) | (1 << 12)  # CAP_SYS_ADMIN, CAP_NET_ADMIN
-                return int(line.split()[1], 16) & needed == needed
-    return False
+    needed = (1 << 21) | (1 << 12)  # CAP_SYS_ADMIN, CAP_NET_ADMIN
+    return proc.effective_capabilities() & needed == needed
 
 
 def fork_uninterrupted() -> int:

@@ -77,6 +77,13 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def effective_capabilities() -> int:
+    """Of this process: bit N is capability N (capability.h). OSError when /proc is not there."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        masks = [line.split()[1] for line in file if line.startswith("CapEff:")]
+    return int(masks[0], 16) if masks else 0
+
+
 def network_namespace(pid: int) -> int | None:
     """The inode of the network namespace of ``pid``; None when it is gone or we may not know."""
     try:

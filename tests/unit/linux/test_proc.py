@@ -279,3 +279,9 @@ class TestWhoIsThere:
     def test_innermost_pid(self) -> None:
         assert proc.innermost_pid(os.getpid()) is None  # one name only
         assert proc.innermost_pid(GONE) is None
+
+
+def test_capabilities_are_those_of_root_or_none() -> None:
+    """In the tests' own world: root has CAP_SYS_ADMIN (21) and CAP_NET_ADMIN (12), an ordinary user nothing."""
+    needed = (1 << 21) | (1 << 12)
+    assert proc.effective_capabilities() & needed == (needed if os.geteuid() == 0 else 0)
