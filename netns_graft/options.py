@@ -26,7 +26,7 @@ class GraftOptions:
     ``policy`` is made of ``rules`` (("allow" | "deny", pattern) in the order given) and ``default``. ``dns``
     None: not told, then synthetic when a rule names a host or a proxy takes names, else forward. ``flows``
     "-" is stderr. ``summary`` None: when stderr is a terminal. ``environ`` is where the proxies' login may
-    stand.
+    stand. ``ignore_local`` and ``strict`` speak of mode ptrace alone. ``user``: a login name, None for the caller.
     """
 
     policy: Policy
@@ -40,6 +40,10 @@ class GraftOptions:
     summary: bool | None = None
     accept_first: bool = False
     attribution: Literal["auto", "sock_diag", "proc"] = "auto"
+    mode: Literal["route", "ptrace"] = "route"
+    ignore_local: bool = True
+    strict: bool = False
+    user: str | None = None
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def policy_text(self) -> str:
@@ -61,6 +65,10 @@ def graft_options(given: argparse.Namespace, environ: Mapping[str, str]) -> Graf
         summary=getattr(given, "summary", None),
         accept_first=given.accept_first,
         attribution=given.attribution,
+        mode=given.mode,
+        ignore_local=not getattr(given, "not_ignore_local", False),
+        strict=getattr(given, "strict", False),
+        user=getattr(given, "user", None),
         environ=environ,
     )
 
@@ -95,7 +103,8 @@ def named_options(values: Iterable[tuple[str, str]]) -> GraftOptions:
         raise ConfigError(str(error), hint=None) from None
 
 
-def add_graft_options(parser: argparse.ArgumentParser) -> None:
+def add_graft_options(parser: argparse.ArgumentParser, *, traces: bool = False) -> None:
+    """``traces``: whether ``--mode ptrace`` is to be had. A hook finds its workload begun: too late to trace it."""
     add = parser.add_argument
     add(
         "--proxy",
@@ -103,14 +112,14 @@ def add_graft_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="proxies",
         metavar="URL[,URL...]",
-        type=_not_empty,
+        type=not_empty,
         help="where allowed flows leave (direct unless told); commas make a chain, a repeated option is the "
         "next to try when one is down",
     )
     add(
         "--proxy-credentials",
         metavar="FILE",
-        type=_not_empty,
+        type=not_empty,
         help="user and password of proxies: lines of user:password or HOST:PORT user:password",
     )
     add(
@@ -136,7 +145,7 @@ def add_graft_options(parser: argparse.ArgumentParser) -> None:
         help="synthetic: each name gets an address of its own, so flows carry names; forward: ask the host's "
         "resolvers. synthetic when a rule names a host or a proxy takes names, else forward",
     )
-    add("--flows", metavar="FILE", type=_not_empty, help="append one JSON object per flow; - is stderr")
+    add("--flows", metavar="FILE", type=not_empty, help="append one JSON object per flow; - is stderr")
     add(
         "--accept-first",
         action="store_true",
@@ -149,6 +158,14 @@ def add_graft_options(parser: argparse.ArgumentParser) -> None:
         type=_one_of("auto", "sock_diag", "proc"),
         help="how a flow's socket is looked up: by the kernel's sock_diag, or in the tables of /proc/net, which takes "
         "milliseconds; auto: the first, unless the kernel refuses it",
+    )
+    add(
+        "--mode",
+        default="route",
+        metavar="route|ptrace" if traces else "route",
+        type=_one_of("route", "ptrace") if traces else _route_only,
+        help="how flows reach the forwarder: by the only route of a network namespace"
+        + (", or by tracing the command's system calls in the namespace we are in" if traces else ""),
     )
 
 
@@ -180,7 +197,13 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return check
 
 
-def _not_empty(text: str) -> str:
+def _route_only(text: str) -> str:
+    if text == "ptrace":
+        raise argparse.ArgumentTypeError("mode ptrace is exec's; a container has a namespace, and mode route")
+    return _one_of("route")(text)
+
+
+def not_empty(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("the value is empty")
     return text

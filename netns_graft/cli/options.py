@@ -13,7 +13,7 @@ import functools
 from collections.abc import Mapping, Sequence
 
 from netns_graft.errors import UsageError
-from netns_graft.options import GraftOptions, GraftParser, add_graft_options, graft_options
+from netns_graft.options import GraftOptions, GraftParser, add_graft_options, graft_options, not_empty
 
 PATTERNS_AND_PROXIES = """\
 A PATTERN is host[:port], *.host[:port] (names under host, not host itself), cidr[:port],
@@ -43,6 +43,10 @@ def parse_exec(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[GraftOp
     if command and not ended and command[0].startswith("-") and command[0] != "-":
         raise _unknown(command[0])
     given = exec_parser().parse_args(joined(ours))
+    if given.mode != "ptrace":
+        for name, told in (("--not-ignore-local", given.not_ignore_local), ("--strict", given.strict)):
+            if told:
+                raise UsageError(f"{name} is for mode ptrace", hint=f"--mode ptrace {name}, or leave it out")
     if not command:
         raise UsageError("exec: no command to run", hint="netns-graft exec [OPTIONS] [--] COMMAND [ARG...]")
     return graft_options(given, environ), command
@@ -91,10 +95,27 @@ def exec_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
-    add_graft_options(parser)
+    add_graft_options(parser, traces=True)
+    _add_exec_options(parser)
     add_ending_options(parser, "the command succeeded")
     parser.add_argument("-h", "--help", action="help", help="show this and exit")
     return parser
+
+
+def _add_exec_options(parser: argparse.ArgumentParser) -> None:
+    """What can be asked for where we start the command ourselves."""
+    add = parser.add_argument
+    add("--user", metavar="NAME", type=not_empty, help="run the command as this user; root alone may ask for it")
+    add(
+        "--not-ignore-local",
+        action="store_true",
+        help="mode ptrace: connections to the loopback and to the host's own addresses are ours too",
+    )
+    add(
+        "--strict",
+        action="store_true",
+        help="mode ptrace: deny what could pass us by: io_uring, raw sockets, new user namespaces",
+    )
 
 
 def add_ending_options(parser: argparse.ArgumentParser, success: str) -> None:

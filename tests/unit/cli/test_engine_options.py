@@ -50,6 +50,8 @@ def test_a_bundle_and_what_runs_it(line):
         ("-p 80:80 image", "cannot publish"),
         ("--summary=yes image", "takes no value"),
         ("--deny", "needs a value"),
+        ("--mode ptrace image", "mode ptrace is exec's"),
+        ("--mode tun image", "not one of route"),
     ],
 )
 def test_wrong_usage(line, words):

@@ -71,6 +71,7 @@ class TestParse:
         assert options.proxy_credentials is None
         assert not options.fail_on_deny and not options.accept_first
         assert not options.policy.names_hosts
+        assert (options.mode, options.ignore_local, options.strict, options.user) == ("route", True, False, None)
 
     def test_everything_told(self):
         options, command = parse(
@@ -86,6 +87,14 @@ class TestParse:
         assert options.dns == "synthetic" and options.flows == "f.jsonl"
         assert options.fail_on_deny and options.summary and options.accept_first
         assert options.policy.names_hosts
+
+    def test_what_is_for_mode_ptrace(self):
+        options, command = parse("--mode ptrace --not-ignore-local --strict --user nobody true")
+        assert (options.mode, options.ignore_local, options.strict, options.user) == ("ptrace", False, True, "nobody")
+        assert command == ["true"]
+
+    def test_a_user_in_either_mode(self):
+        assert parse("--user nobody true")[0].user == "nobody"
 
     def test_allow_and_deny_keep_their_order(self):
         one, _ = parse("--allow 192.0.2.1 --deny 192.0.2.1 true")
@@ -126,7 +135,10 @@ WRONG = [
     ("--policy x curl", "unknown option --policy", "COMMAND --policy"),
     ("--record x curl", "unknown option --record", ""),
     ("--locked x curl", "unknown option --locked", ""),
-    ("--mode route curl", "unknown option --mode", ""),
+    ("--mode tun curl", "--mode: 'tun' is not one of route, ptrace", "--help"),
+    ("--strict curl", "--strict is for mode ptrace", "--mode ptrace --strict"),
+    ("--mode route --not-ignore-local curl", "--not-ignore-local is for mode ptrace", "--mode ptrace"),
+    ("--user= curl", "--user: the value is empty", "--help"),
     ("--publish 80:80 curl", "unknown option --publish", ""),
     ("-x curl", "unknown option -x", "COMMAND -x"),
     ("--proxy", "--proxy needs a value", "--help"),
@@ -176,6 +188,7 @@ def test_help_tells_of_every_option(capsys):
     assert options == {
         *("--proxy", "--proxy-credentials", "--default", "--allow", "--deny", "--dns", "--flows"),
         *("--fail-on-deny", "--summary", "--no-summary", "--accept-first", "--attribution", "-h", "--help"),
+        *("--mode", "--user", "--not-ignore-local", "--strict"),
     }
     for option in options:
         assert option in text
