@@ -26,6 +26,7 @@ from netns_graft.broker.bundle import Bundle, name_in, read_bundle
 from netns_graft.broker.lifetime import ContainerLife, Member
 from netns_graft.broker.request import LINE_LIMIT, HookRequest, parse_request
 from netns_graft.errors import GraftError
+from netns_graft.forwarder.packets import ByPackets
 from netns_graft.forwarder.serve import Settings, serve
 from netns_graft.forwarder.status import StatusSocket
 from netns_graft.graft.builder import BuildError, SpareBuilder, build_in_child
@@ -182,7 +183,7 @@ class Answering:
             f"{settings.policy_text}, {settings.upstream_text}, dns {settings.dns}"
         )
         self._answer("ready")
-        serve(cable, settings, life, lambda _name: self.status)
+        serve(ByPackets(cable), settings, life, lambda _name: self.status)
 
     def _joined(self, request: HookRequest, member: Member, first: Workload, policy: str) -> bool:
         """Is W grafted already, and may this container share that? GraftError when its options are others."""

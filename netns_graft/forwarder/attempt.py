@@ -1,27 +1,55 @@
-"""A flow between its first packet and its relay (or its refusal)."""
+"""A flow between its beginning and its relay (or its refusal), whichever door it came by.
+
+A *door* is how flows reach the forwarder: as packets on the workload's cable (``packets``), or as system calls of a
+traced program (``calls``). What the program is told, and how, only its door knows.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from dataclasses import dataclass
+from typing import Protocol
 
 from netns_graft.flow import Flow
 from netns_graft.wire.packet import Syn
 
 
-@dataclass(slots=True, eq=False)
 class Attempt:
-    """A flow on its way to a relay. Either ``frame`` (its SYN is held) or ``client_sock`` (accepted first) is set."""
+    """One flow on its way. ``ends`` as the wire shows them, packed; the subclass is its door's."""
 
-    flow: Flow
-    syn: Syn
-    frame: bytes | None = None
-    client_sock: socket.socket | None = None
-    upstream_sock: socket.socket | None = None
-    early: bytes = b""
-    injected: float | None = None  # monotonic seconds: since when the handshake may complete
-    sequence: int = 0  # of the held SYN
-    over: bool = False  # refused or abandoned, whatever a dial that is still under way will say
-    dns: bool = False
-    dialling: asyncio.Task[None] | None = None
+    __slots__ = ("dialling", "dns", "early", "ends", "flow", "over", "upstream_sock", "watched")
+
+    def __init__(self, flow: Flow, ends: Syn) -> None:
+        self.flow = flow
+        self.ends = ends
+        self.upstream_sock: socket.socket | None = None
+        self.early = b""  # what the destination said with the proxy's last reply
+        self.over = False  # refused or abandoned, whatever a dial that is still under way will say
+        self.dns = False  # a conversation with our own resolver
+        self.watched = False  # is the program's end in the reactor already?
+        self.dialling: asyncio.Task[None] | None = None
+
+    @property
+    def entered(self) -> bool:
+        """Has the program been told that it is connected?"""
+        raise NotImplementedError
+
+    def let_in(self) -> None:
+        """The upstream answered: now the program may be told. The door calls ``Forwarder.enter`` when it was."""
+        raise NotImplementedError
+
+    def refuse(self, number: int) -> None:
+        """``number`` is the errno that the program's connect() shall give."""
+        raise NotImplementedError
+
+    def drop(self) -> None:
+        """It has no future: forget it, and close what only the door knows of."""
+        raise NotImplementedError
+
+
+class Door(Protocol):
+    def sweep(self) -> None:
+        """Once a second: give up what the program began and left."""
+
+    def close(self) -> None:
+        """Every flow is finished: close what flows came by."""

@@ -9,11 +9,13 @@ import socket
 from collections.abc import Mapping
 from typing import Protocol
 
+from netns_graft.errors import GraftError
 from netns_graft.flow import Process
 from netns_graft.forwarder.status import Answer, Message
 from netns_graft.journal import Tally
 from netns_graft.linux import proc
 
+NOTED = b"noted"  # to "started PID"; anything else says what went wrong
 _CHUNK = 60_000  # bytes of the tally per message
 
 
@@ -28,7 +30,13 @@ class Running(Protocol):
         """The inode of W."""
 
     def started(self, name: str, pid: int) -> None:
-        """The workload's first process is ``pid``; from now on the workload is called ``name``."""
+        """The workload's first process is ``pid``; from now on the workload is called ``name``.
+
+        GraftError where its calls cannot be followed.
+        """
+
+    def end_workload(self) -> None:
+        """Nothing of it may go on."""
 
 
 class Life(Protocol):
@@ -74,7 +82,7 @@ class Supervised:
     def end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._channel.fileno())
         if not self._asked:
-            end_everyone_in(self._running.workload_ns)
+            self._running.end_workload()
 
     def farewell(self, tally: Tally) -> None:
         if not self._asked:
@@ -96,9 +104,13 @@ class Supervised:
             data = b""
         if data.startswith(b"started "):
             pid = int(data.split()[1])
-            self._running.started(f"{self._kind}-{pid}", pid)
             try:
-                self._channel.send(b"noted")
+                self._running.started(f"{self._kind}-{pid}", pid)
+                answer = NOTED
+            except GraftError as error:
+                answer = str(error).encode()
+            try:
+                self._channel.send(answer)
             except OSError:
                 pass  # the supervisor was killed meanwhile: the next read says so
         elif not self._running.over.done():

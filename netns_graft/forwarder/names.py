@@ -123,7 +123,7 @@ class Names:
 
     async def serve_attempt(self, attempt: Attempt, client_sock: socket.socket) -> None:
         """A connection to port 53 of any address."""
-        await self._converse(client_sock, attempt.syn, attempt.flow.attribution)
+        await self._converse(client_sock, attempt.ends, attempt.flow.attribution)
 
     async def _converse(
         self, client_sock: socket.socket, ends: tuple[bytes, int, bytes, int], who: Attribution | None

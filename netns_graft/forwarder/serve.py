@@ -1,6 +1,7 @@
-"""The forwarder's process, once F and W exist: one asyncio loop until the workload is over.
+"""The forwarder's process: one asyncio loop until the workload is over.
 
-When that is, its ``Life`` says: a supervisor's word for ``exec``, the last process's end for a container.
+When that is, its ``Life`` says: a supervisor's word for ``exec``, the last process's end for a container. How flows
+reach us is the ``Way``'s: over a cable (``packets``) or out of the calls of traced programs (``calls``).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from netns_graft.attribution import AttributionMethod, Attributor
+from netns_graft.attribution import AttributionMethod
 from netns_graft.dialling import Upstreams
 from netns_graft.dns.resolv_conf import ResolvConf
 from netns_graft.dns.service import DnsService
@@ -24,9 +25,8 @@ from netns_graft.forwarder.names import Names
 from netns_graft.forwarder.reactor import Reactor
 from netns_graft.forwarder.status import Answer, Message, Recent, StatusSocket
 from netns_graft.forwarder.verdict import Judge
+from netns_graft.forwarder.way import Way
 from netns_graft.journal import Journal, Tally
-from netns_graft.linux.cable import Wiring
-from netns_graft.linux.vantage import Vantage
 from netns_graft.policy import Policy
 
 _SWEEP = 1.0  # seconds between looks at abandoned handshakes
@@ -55,9 +55,9 @@ def prepare(settings: Settings) -> None:
         DnsService(settings.dns, SyntheticPool()).prepare()
 
 
-def serve(wiring: Wiring, settings: Settings, life: Life, status: Callable[[str], StatusSocket | None]) -> None:
+def serve(way: Way, settings: Settings, life: Life, status: Callable[[str], StatusSocket | None]) -> None:
     """Run until ``life`` says that the workload is over. ``status`` gives the socket for a workload's name."""
-    asyncio.run(_Service(wiring, settings, life, status).run())
+    asyncio.run(_Service(way, settings, life, status).run())
 
 
 class _Service:
@@ -66,16 +66,14 @@ class _Service:
     over: asyncio.Future[None]
 
     def __init__(
-        self, wiring: Wiring, settings: Settings, life: Life, status: Callable[[str], StatusSocket | None]
+        self, way: Way, settings: Settings, life: Life, status: Callable[[str], StatusSocket | None]
     ) -> None:
-        self._wiring = wiring
+        self._way = way
         self._settings = settings
         self._life = life
         self._open_status = status
         self._status: StatusSocket | None = None
-        self.workload_ns = os.fstat(wiring.workload_ns_fd).st_ino
-        vantage = Vantage(wiring.workload_ns_fd)
-        self._attributor = Attributor(vantage, method=settings.attribution, later=_later)
+        self.workload_ns = way.workload_ns
         self._tally = Tally()
         self._recent = Recent()
         self._root_pid: int | None = None
@@ -95,13 +93,12 @@ class _Service:
                 service = DnsService(
                     settings.dns, SyntheticPool(), settings.resolvers, allows=_allows(settings.policy)
                 )
-                names = Names(service, self._wiring.resolvers, jobs)
+                names = Names(service, self._way.resolvers, jobs)
             self._forwarder = Forwarder(
-                self._wiring,
                 workload=settings.kind,
                 container_of=self._life.container_of,
                 judge=Judge(settings.policy, settings.upstreams, names.name_of if names else lambda _address: None),
-                attributor=self._attributor,
+                attributor=self._way.attributor(settings.attribution, _later),
                 journal=settings.journal,
                 tally=self._tally,
                 recent=self._recent,
@@ -111,6 +108,7 @@ class _Service:
             )
             if names is not None:
                 names.attach(self._forwarder, reactor)
+            self._forwarder.open(self._way.open(self._forwarder, names, reactor))
             self._answers |= self._life.watch(self)
             jobs.create_task(_sweep_for_ever(self._forwarder))
             await self.over
@@ -129,12 +127,15 @@ class _Service:
             self._status.close()
 
     def started(self, name: str, pid: int) -> None:
-        self._attributor.started(pid)
+        self._way.started(pid)
         self._root_pid = pid
         self._forwarder.workload = name
         self._status = self._open_status(name)
         if self._status is not None:
             self._status.serve(self._jobs, self._recent, self._answers)
+
+    def end_workload(self) -> None:
+        self._way.end_workload()
 
     async def _tell(self, _question: Message) -> Message:
         settings, tally, recent = self._settings, self._tally, self._recent
@@ -145,11 +146,11 @@ class _Service:
             "container_id": settings.container_id,
             "container_name": settings.container_name,
             "members": self._life.members(),
-            "mode": "route",
+            "mode": self._way.mode,
             "policy": settings.policy_text,
             "upstream": settings.upstream_text,
             "dns": settings.dns,
-            "hold": self._wiring.tap_sock is not None,
+            "hold": self._way.hold,
             "started": self._began,
             "pid": os.getpid(),
             "workload_pid": self._root_pid,

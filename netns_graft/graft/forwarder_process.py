@@ -28,6 +28,7 @@ from functools import partial
 
 from netns_graft.errors import GraftError
 from netns_graft.forwarder.life import Supervised
+from netns_graft.forwarder.packets import ByPackets
 from netns_graft.forwarder.serve import Settings, prepare, serve
 from netns_graft.forwarder.status import StatusSocket
 from netns_graft.graft.builder import BuildError, build_in_child
@@ -122,7 +123,7 @@ def _become_forwarder(
         send_ready(channel, fds)
         if user_ns_fd is not None:
             os.close(user_ns_fd)
-        serve(wiring, settings, Supervised(settings.kind, channel), partial(_status_socket, status_dir))
+        serve(ByPackets(wiring), settings, Supervised(settings.kind, channel), partial(_status_socket, status_dir))
     except GraftError as error:
         send_error(channel, error)
         status = error.status
