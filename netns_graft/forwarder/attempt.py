@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Protocol
 
 from netns_graft.flow import Flow
@@ -17,7 +18,7 @@ from netns_graft.wire.packet import Syn
 class Attempt:
     """One flow on its way. ``ends`` as the wire shows them, packed; the subclass is its door's."""
 
-    __slots__ = ("dialling", "dns", "early", "ends", "flow", "over", "upstream_sock", "watched")
+    __slots__ = ("dialling", "dns", "early", "ended", "ends", "flow", "over", "upstream_sock", "watched")
 
     def __init__(self, flow: Flow, ends: Syn) -> None:
         self.flow = flow
@@ -27,6 +28,7 @@ class Attempt:
         self.over = False  # refused or abandoned, whatever a dial that is still under way will say
         self.dns = False  # a conversation with our own resolver
         self.watched = False  # is the program's end in the reactor already?
+        self.ended: Callable[[], None] | None = None  # the door wants to know when the relay has
         self.dialling: asyncio.Task[None] | None = None
 
     @property

@@ -238,7 +238,8 @@ class Forwarder:
             return
         upstream_sock = attempt.upstream_sock
         assert upstream_sock is not None
-        relay = Relay(attempt.flow, client_sock, upstream_sock, self._pipes, self._relay_finished)
+        finished = partial(self._relay_finished, attempt.ended)
+        relay = Relay(attempt.flow, client_sock, upstream_sock, self._pipes, finished)
         self._relays.add(relay)
         self._reactor.handlers[upstream_sock.fileno()] = relay.on_upstream
         if attempt.watched:
@@ -251,11 +252,13 @@ class Forwarder:
         if relay.on_client(0):
             self._reactor.again(relay.on_client)
 
-    def _relay_finished(self, relay: Relay) -> None:
+    def _relay_finished(self, ended: Callable[[], None] | None, relay: Relay) -> None:
         self._relays.discard(relay)
         self._reactor.forget(relay.client_sock.fileno())
         self._reactor.forget(relay.upstream_sock.fileno())
         self.record(relay.flow)
+        if ended is not None:
+            ended()
 
     # 6. Record
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -67,23 +68,28 @@ class Names:
                 continue
             source = _packed(sock.family, peer[0])
             flow = self._forwarder.new_flow("dns", socket.IPPROTO_UDP, source, peer[1], asked, DNS_PORT)
-            answer = self._service.answer_now(data, udp=True)
-            reply = partial(_reply, sock, peer, _answer_from(sock, asked))
-            if answer is not None:
-                self._finish(flow, len(data), answer)
-                reply(answer)
-            else:
-                self._jobs.create_task(self._later(flow, data, reply))
+            self.ask(flow, data, partial(_reply, sock, peer, _answer_from(sock, asked)))
         return True
 
-    async def _later(self, flow: Flow, data: bytes, reply: partial[None]) -> None:
+    def ask(self, flow: Flow, data: bytes, reply: Callable[[bytes], None]) -> None:
+        """One datagram's question, now or as soon as a resolver has answered. ``reply`` may never be called."""
+        answer = self._service.answer_now(data, udp=True)
+        if answer is None:
+            self._jobs.create_task(self._later(flow, data, reply))
+            return
+        self._finish(flow, len(data), answer)
+        if answer.reply is not None:
+            reply(answer.reply)
+
+    async def _later(self, flow: Flow, data: bytes, reply: Callable[[bytes], None]) -> None:
         try:
             answer = await self._service.answer(data, udp=True)
         except asyncio.CancelledError:
             self._cut_short(flow, data)
             raise
         self._finish(flow, len(data), answer)
-        reply(answer)
+        if answer.reply is not None:
+            reply(answer.reply)
 
     def _cut_short(self, flow: Flow, data: bytes) -> None:
         """The workload ended before its resolver had answered."""
@@ -184,10 +190,8 @@ def _answer_from(sock: socket.socket, asked: bytes) -> tuple[int, int, bytes]:
     return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, asked + struct.pack("=I", 0)
 
 
-def _reply(sock: socket.socket, peer: tuple[str, int], source: tuple[int, int, bytes], answer: Answer) -> None:
-    if answer.reply is None:
-        return
+def _reply(sock: socket.socket, peer: tuple[str, int], source: tuple[int, int, bytes], reply: bytes) -> None:
     try:
-        sock.sendmsg([answer.reply], [source], 0, peer)
+        sock.sendmsg([reply], [source], 0, peer)
     except OSError:
         pass  # the program asks again; a full buffer or a closed namespace is no news to anyone

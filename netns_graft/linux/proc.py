@@ -191,6 +191,12 @@ def innermost_pid(pid: int) -> int | None:
     return int(numbers[-1]) if len(numbers) > 1 else None
 
 
+def effective_uid(pid: int) -> int:
+    """In our user namespace's numbers; our overflow id where it has none, and for a process that is gone."""
+    numbers = _status_line(pid, b"Uid:")
+    return int(numbers[1]) if len(numbers) > 1 else 65534
+
+
 def _status_line(pid: int, name: bytes) -> list[bytes]:
     data = _read(f"/proc/{pid}/status", 4096) or b""
     at = data.find(b"\n" + name)

@@ -36,7 +36,7 @@ from ground.network import (
     sysctl,
 )
 
-from netns_graft.forwarder import core
+from netns_graft.forwarder import packets
 from netns_graft.linux import proc, syscalls
 from netns_graft.linux.cable import WORKLOAD_V4, WORKLOAD_V6
 
