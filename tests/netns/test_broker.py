@@ -5,6 +5,8 @@ A "container" here is a process in a network namespace of its own, and a bundle 
 
 import json
 import os
+import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -191,6 +193,61 @@ def test_a_forwarders_death_takes_one_network_and_nothing_else(place: Place) -> 
     assert place.broker() == broker
     assert [status["name"] for status in workloads.statuses(str(place.runtime / "workloads"))] == ["two"]
     assert place.names() == ["two"], "who found the stale socket removed it"
+
+
+def asked(place: Place) -> int:
+    """The status of an answer of the HTTP API; 0 for none."""
+    try:
+        with control_sockets.connect(str(place.broker_place / "api.sock"), 5.0) as sock:
+            sock.sendall(b"GET /v1/version HTTP/1.1\r\nHost: graft\r\nConnection: close\r\n\r\n")
+            return int(sock.makefile("rb").readline().split()[1])
+    except (OSError, IndexError):
+        return 0
+
+
+@pytest.mark.parametrize("taken", [("hook.sock",), ("api.sock",), ("hook.sock", "api.sock"), ("starting", "hook.sock")])
+def test_sockets_that_were_removed_are_made_anew(place: Place, taken: tuple[str, ...]) -> None:
+    one, two = place.container("one"), place.container("two")
+    place.graft(one)
+    broker = place.broker()
+    assert eventually(lambda: asked(place) == 200)
+    for name in taken:
+        (place.broker_place / name).unlink()
+    place.graft(two)
+    assert eventually(place.broker) == broker
+    assert eventually(lambda: asked(place) == 200)
+    assert [one.connects(), two.connects()] == ["113", "113"]
+
+
+@pytest.mark.parametrize("taken", ["its lock", "its directory", "its directory, moved"])
+def test_a_broker_whose_lock_was_removed_makes_room_for_the_next(place: Place, taken: str) -> None:
+    """Two brokers for a moment: neither takes what is the other's, and nobody's workload is disturbed."""
+    one, two = place.container("one"), place.container("two")
+    place.graft(one)
+    former = place.broker()
+    assert former is not None
+    os.kill(former, signal.SIGSTOP)  # so that the other one is there first
+    try:
+        match taken:
+            case "its lock":
+                (place.broker_place / "lock").unlink()
+                (place.broker_place / "hook.sock").unlink()
+            case "its directory":
+                shutil.rmtree(place.broker_place)
+            case _:
+                place.broker_place.rename(place.path / "elsewhere")
+        place.graft(two)
+        broker = place.broker()
+        assert broker not in (None, former)
+    finally:
+        os.kill(former, signal.SIGCONT)
+    pid_fd = os.pidfd_open(former)
+    select.select([pid_fd], [], [], 20)
+    os.close(pid_fd)
+    assert not Path(f"/proc/{former}/fd/2").exists(), "gone, or a zombie that its reaper has not looked at"
+    assert place.broker() == broker
+    assert sorted(place.names()) == ["one", "two"]
+    assert [one.connects(), two.connects()] == ["113", "113"]
 
 
 def serve(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
