@@ -16,13 +16,19 @@ from netns_graft.errors import ConfigError, UsageError
 from netns_graft.policy import Policy, parse_quick_rules
 
 REPEATABLE = frozenset({"proxy", "allow", "deny"})
+FILES = frozenset({"flows", "proxy-credentials", "direct-file", "proxy-file"})  # whose values are paths
+
+SelectMode = Literal["auto", "random", "only_http_proxy", "only_socks5", "direct"]
 
 
 @dataclass(slots=True, frozen=True)
 class GraftOptions:
     """What the graft options say.
 
-    ``proxies``: one item for each ``--proxy``, a URL or a chain joined by commas, to be tried in this order.
+    ``proxies``: one item for each ``--proxy``, a URL or a chain joined by commas, to be tried in this order unless
+    ``select_proxy_mode`` says otherwise. ``direct_file`` and ``proxy_file`` list the addresses that go directly, and
+    the only ones that go by proxy. ``dns_server`` is asked through the proxies, by TCP: "HOST", "HOST:PORT", None for
+    the host's resolvers.
     ``policy`` is made of ``rules`` (("allow" | "deny", pattern) in the order given) and ``default``. ``dns``
     None: not told, then synthetic when a rule names a host or a proxy takes names, else forward. ``flows``
     "-" is stderr. ``summary`` None: when stderr is a terminal. ``environ`` is where the proxies' login may
@@ -32,9 +38,13 @@ class GraftOptions:
     policy: Policy
     proxies: tuple[str, ...] = field(default=(), repr=False)  # passwords
     proxy_credentials: str | None = None
+    select_proxy_mode: SelectMode | None = None
+    direct_file: str | None = None
+    proxy_file: str | None = None
     default: str = "allow"
     rules: tuple[tuple[str, str], ...] = ()
     dns: str | None = None
+    dns_server: str | None = None
     flows: str | None = None
     fail_on_deny: bool = False
     summary: bool | None = None
@@ -57,9 +67,13 @@ def graft_options(given: argparse.Namespace, environ: Mapping[str, str]) -> Graf
         policy=parse_quick_rules(given.rules, given.default),
         proxies=tuple(given.proxies),
         proxy_credentials=given.proxy_credentials,
+        select_proxy_mode=given.select_proxy_mode,
+        direct_file=given.direct_file,
+        proxy_file=given.proxy_file,
         default=given.default,
         rules=tuple(given.rules),
         dns=given.dns,
+        dns_server=given.dns_server,
         flows=given.flows,
         fail_on_deny=getattr(given, "fail_on_deny", False),
         summary=getattr(given, "summary", None),
@@ -123,6 +137,25 @@ def add_graft_options(parser: argparse.ArgumentParser, *, traces: bool = False) 
         help="user and password of proxies: lines of user:password or HOST:PORT user:password",
     )
     add(
+        "--select-proxy-mode",
+        metavar="auto|random|only_http_proxy|only_socks5|direct",
+        type=_one_of("auto", "random", "only_http_proxy", "only_socks5", "direct"),
+        help="auto: SOCKS5 first, then HTTP, then directly without any; random: each flow by another one; "
+        "only_...: those of one kind; direct: none. Without it, the proxies in their order and never directly",
+    )
+    add(
+        "--direct-file",
+        metavar="FILE",
+        type=not_empty,
+        help="addresses and CIDRs, one on each line: flows to them go directly",
+    )
+    add(
+        "--proxy-file",
+        metavar="FILE",
+        type=not_empty,
+        help="addresses and CIDRs: only flows to them go by the proxies, all others directly",
+    )
+    add(
         "--default",
         default="allow",
         metavar="allow|deny",
@@ -144,6 +177,12 @@ def add_graft_options(parser: argparse.ArgumentParser, *, traces: bool = False) 
         type=_one_of("synthetic", "forward", "off"),
         help="synthetic: each name gets an address of its own, so flows carry names; forward: ask the host's "
         "resolvers. synthetic when a rule names a host or a proxy takes names, else forward",
+    )
+    add(
+        "--dns-server",
+        metavar="HOST[:PORT]",
+        type=not_empty,
+        help="forward: ask this resolver, by TCP and through the proxies, rather than the host's own",
     )
     add("--flows", metavar="FILE", type=not_empty, help="append one JSON object per flow; - is stderr")
     add(

@@ -214,7 +214,7 @@ class Answering:
         self, request: HookRequest, first: Workload, bundle: Bundle, options: Any
     ) -> tuple[Settings, Wiring]:
         settings = settings_for("build" if request.group else "container", options)
-        if settings.dns == "forward":
+        if settings.dns == "forward" and not settings.resolvers_by_proxy:
             settings.resolvers = bundle.chosen_resolvers(_host_resolv_conf()) or settings.resolvers
         try:
             wiring = self._build(first.ns_fd, not options.accept_first, settings.dns != "off", bundle)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from netns_graft.errors import ConfigError, GraftError
-from netns_graft.options import REPEATABLE, GraftOptions, named_options
+from netns_graft.options import FILES, REPEATABLE, GraftOptions, named_options
 
 ANNOTATION = "io.netns-graft."
 LINE_LIMIT = 4 << 20  # bytes; a state carries the container's annotations
@@ -61,7 +61,8 @@ class HookRequest:
             elif (name, value) not in self.settings:
                 raise ConfigError("the hook's own setting cannot be changed", where=f"{ANNOTATION}{name}")
         options = named_options(given)
-        for name, path in (("flows", options.flows), ("proxy-credentials", options.proxy_credentials)):
+        for name in sorted(FILES):
+            path = getattr(options, name.replace("-", "_"))
             if path is not None and not os.path.isabs(path):
                 raise ConfigError(f"{path!r} is no absolute path", where=name)
         return options

@@ -164,8 +164,9 @@ def log_file() -> str:
 def _policy(options: GraftOptions) -> Iterator[tuple[str, str]]:
     yield "default", options.default
     yield from options.rules
-    if options.dns is not None:
-        yield "dns", options.dns
+    for name, told in (("dns", options.dns), ("dns-server", options.dns_server)):
+        if told is not None:
+            yield name, told
     if options.accept_first:
         yield "accept-first", "true"
     if options.attribution != "auto":
@@ -184,6 +185,11 @@ def _upstreams(this: Launch, environ: Mapping[str, str]) -> Iterator[tuple[str, 
         yield "proxy", url
     if path is not None:
         yield "proxy-credentials", path
+    if options.select_proxy_mode is not None:
+        yield "select-proxy-mode", options.select_proxy_mode
+    for name, file in (("direct-file", options.direct_file), ("proxy-file", options.proxy_file)):
+        if file is not None:
+            yield name, os.path.abspath(file)
 
 
 def _without_logins(options: GraftOptions, environ: Mapping[str, str]) -> tuple[tuple[str, ...], str]:

@@ -11,17 +11,17 @@ upstream would find the same. See ``Blame``.
 from __future__ import annotations
 
 import errno
+import random
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from netns_graft.dialling import http_proxy, socks, tcp
-from netns_graft.dialling.credentials import Credentials
 from netns_graft.dialling.outcome import Blame, DialError, Dialled, Target, resolve_error
 from netns_graft.dialling.place import is_name, literal
 from netns_graft.dialling.resolver import Resolver
-from netns_graft.dialling.url import DIRECT, Hop, Scheme, parse_chain
+from netns_graft.dialling.url import DIRECT, Hop, Scheme
 from netns_graft.errors import ConfigError
 from netns_graft.flow import Outcome
 from netns_graft.policy.names import HOST_NAME
@@ -76,8 +76,10 @@ class Upstreams:
         resolver: Resolver | None = None,
         time_limit: float = TIME_LIMIT,
         clock: Callable[[], float] = time.monotonic,
+        shuffled: bool = False,
     ) -> None:
         self._upstreams = list(upstreams)
+        self._shuffled = shuffled
         self._resolver = resolver or Resolver()
         self._time_limit = time_limit
         self._clock = clock
@@ -145,7 +147,10 @@ class Upstreams:
     def _in_order(self) -> Iterator[Upstream]:
         """Those that work, by preference, then those that are down. Whoever retries one claims that retry."""
         left_alone = []
-        for upstream in self._upstreams:
+        upstreams = self._upstreams
+        if self._shuffled:
+            upstreams = random.sample(upstreams, len(upstreams))
+        for upstream in upstreams:
             now = self._clock()
             if upstream.pause and now < upstream.retry_at:
                 left_alone.append(upstream)
@@ -242,14 +247,6 @@ class Upstreams:
             addresses = await self._resolver.resolve(hop.host)
             self._proxy_addresses[hop.host] = (self._clock() + CACHE_TIME, addresses)
         return addresses
-
-
-def parse_upstreams(
-    urls: Sequence[str], credentials: Credentials | None = None, *, time_limit: float = TIME_LIMIT
-) -> Upstreams:
-    """The upstreams of these ``--proxy`` values, in order; none: direct. Raises ``ConfigError``, status 2."""
-    known = credentials or Credentials()
-    return Upstreams([Upstream(parse_chain(url, known)) for url in urls or (DIRECT,)], time_limit=time_limit)
 
 
 def _checked_host(target: Target, permits: Permits) -> str:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from netns_graft.flow import Outcome
 from netns_graft.wire import dns as wire
 
+from .by_proxy import Reach
 from .followed import FollowedFile
 from .resolv_conf import Nameserver, ResolvConf, asked_servers, parse_resolv_conf
 
@@ -47,9 +48,10 @@ class Resolved:
 
 class HostResolvers:
     """The host's resolvers: those of a resolv.conf (its path, re-read when it changes), or a fixed
-    ``ResolvConf``."""
+    ``ResolvConf``. With ``reach`` they are asked by TCP alone, over the connections that it makes."""
 
-    def __init__(self, source: str | ResolvConf = "/etc/resolv.conf") -> None:
+    def __init__(self, source: str | ResolvConf = "/etc/resolv.conf", reach: Reach | None = None) -> None:
+        self._reach = reach
         self._file = FollowedFile(source) if isinstance(source, str) else None
         self._conf = source if isinstance(source, ResolvConf) else ResolvConf(())
         self._distrusted: dict[Nameserver, float] = {}  # until when, in the loop's time
@@ -100,9 +102,13 @@ class HostResolvers:
             patience = conf.timeout * 2**attempt / (len(servers) if attempt else 1)
             asked, silent = silent, []
             for server in asked:
+                label = server.label
                 try:
                     async with asyncio.timeout(patience):
-                        reply = await (_ask_udp if udp else _ask_tcp)(server, query, question)
+                        if self._reach is not None:
+                            reply, label = await _ask_by(self._reach, server, query, question)
+                        else:
+                            reply = await (_ask_udp if udp else _ask_tcp)(server, query, question)
                 except TimeoutError:
                     silent.append(server)
                     failed = Resolved(None, server.label, Outcome.TIMEOUT, f"{server.label} did not answer")
@@ -113,9 +119,9 @@ class HostResolvers:
                     self._distrusted.pop(server, None)
                     rcode = wire.rcode_of(reply)
                     if rcode not in _NEXT_SERVER:
-                        return Resolved(reply, server.label, Outcome.OK, None)
+                        return Resolved(reply, label, Outcome.OK, None)
                     text = f"{server.label} answered {wire.rcode_text(rcode)}"
-                    unhelpful = unhelpful or Resolved(reply, server.label, Outcome.UPSTREAM_FAILED, text)
+                    unhelpful = unhelpful or Resolved(reply, label, Outcome.UPSTREAM_FAILED, text)
                     continue
                 self._distrusted[server] = asyncio.get_running_loop().time() + _DISTRUST
             if not silent:
@@ -153,8 +159,20 @@ async def _ask_udp(server: Nameserver, query: bytes, question: wire.Question) ->
 
 
 async def _ask_tcp(server: Nameserver, query: bytes, question: wire.Question) -> bytes:
+    return await _converse(*await asyncio.open_connection(server.address, server.port), query, question)
+
+
+async def _ask_by(reach: Reach, server: Nameserver, query: bytes, question: wire.Question) -> tuple[bytes, str]:
+    """The reply, and who gave it by which upstream: "socks5://127.0.0.1:1080,1.1.1.1:53"."""
+    sock, upstream = await reach(server)
+    label = server.label if upstream == "direct" else f"{upstream},{server.label}"
+    return await _converse(*await asyncio.open_connection(sock=sock), query, question), label
+
+
+async def _converse(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, query: bytes, question: wire.Question
+) -> bytes:
     query = os.urandom(2) + query[2:]
-    reader, writer = await asyncio.open_connection(server.address, server.port)
     try:
         writer.write(len(query).to_bytes(2, "big") + query)
         while True:

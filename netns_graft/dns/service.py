@@ -30,6 +30,7 @@ from .synthetic import SyntheticPool, is_host_name
 
 if TYPE_CHECKING:
     from .answering import LocalAnswers
+    from .by_proxy import Reach
     from .resolvers import HostResolvers
 
 __all__ = ["Answer", "DnsService"]
@@ -42,7 +43,8 @@ class DnsService:
     """Answers one workload's questions. ``resolvers``: the path of a resolv.conf, or what one would say.
 
     ``allows(name)`` gives the policy's word on asking a name upstream, and the rule that said so; only
-    forward mode asks it, before anything else is looked at.
+    forward mode asks it, before anything else is looked at. ``reach`` leads to the resolvers, by TCP; None: they are
+    asked from this host, as its libc would.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class DnsService:
         hosts: str = "/etc/hosts",
         allows: Callable[[str], tuple[bool, str]] = lambda name: (True, "default"),
         *,
+        reach: Reach | None = None,
         most_under_way: int = _UNDER_WAY,
         most_learnt: int = _LEARNT,
     ) -> None:
         self._forward = mode == "forward"
         self._pool = pool
         self._resolvers_source = resolvers
+        self._reach = reach
         self._resolvers: HostResolvers | None = None
         self._hosts = HostsFile(hosts)
         self._allows = allows
@@ -164,5 +168,5 @@ class DnsService:
         if self._resolvers is None:
             from .resolvers import HostResolvers
 
-            self._resolvers = HostResolvers(self._resolvers_source)
+            self._resolvers = HostResolvers(self._resolvers_source, self._reach)
         return self._resolvers

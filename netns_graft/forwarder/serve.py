@@ -15,6 +15,7 @@ from typing import Literal
 
 from netns_graft.attribution import AttributionMethod
 from netns_graft.dialling import Upstreams
+from netns_graft.dns.by_proxy import reach_by
 from netns_graft.dns.resolv_conf import ResolvConf
 from netns_graft.dns.service import DnsService
 from netns_graft.dns.synthetic import SyntheticPool
@@ -28,13 +29,17 @@ from netns_graft.forwarder.verdict import Judge
 from netns_graft.forwarder.way import Way
 from netns_graft.journal import Journal, Tally
 from netns_graft.policy import Policy
+from netns_graft.policy.address_lists import ProxyLists
 
 _SWEEP = 1.0  # seconds between looks at abandoned handshakes
 
 
 @dataclass(slots=True)
 class Settings:
-    """What one workload's forwarder works by. ``policy_text`` and ``upstream_text`` are for people."""
+    """What one workload's forwarder works by. ``policy_text`` and ``upstream_text`` are for people.
+
+    ``resolvers_by_proxy``: ``resolvers`` are asked through ``upstreams``. ``shares_host``: see ``Judge``.
+    """
 
     kind: str  # "exec", "container", "build"
     policy: Policy
@@ -47,6 +52,9 @@ class Settings:
     container_id: str | None = None
     container_name: str | None = None
     attribution: AttributionMethod = "auto"
+    lists: ProxyLists | None = None
+    resolvers_by_proxy: bool = False
+    shares_host: bool = False
 
 
 def prepare(settings: Settings) -> None:
@@ -91,13 +99,17 @@ class _Service:
             self._jobs = jobs = Jobs(tasks)
             if settings.dns != "off":
                 service = DnsService(
-                    settings.dns, SyntheticPool(), settings.resolvers, allows=_allows(settings.policy)
-                )
+                    settings.dns, SyntheticPool(), settings.resolvers, allows=_allows(settings.policy),
+                    reach=reach_by(settings.upstreams) if settings.resolvers_by_proxy else None,
+                )  # fmt: skip
                 names = Names(service, self._way.resolvers, jobs)
             self._forwarder = Forwarder(
                 workload=settings.kind,
                 container_of=self._life.container_of,
-                judge=Judge(settings.policy, settings.upstreams, names.name_of if names else lambda _address: None),
+                judge=Judge(
+                    settings.policy, settings.upstreams, names.name_of if names else lambda _address: None,
+                    lists=settings.lists, shares_host=settings.shares_host,
+                ),
                 attributor=self._way.attributor(settings.attribution, _later),
                 journal=settings.journal,
                 tally=self._tally,

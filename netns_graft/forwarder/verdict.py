@@ -4,6 +4,9 @@ A connection to a *synthetic* address carries a name: rules see the name, and a 
 we dial the name ourselves, each address it resolves to on the host is judged again, with what the host's own routing
 says about it, so that no name leads to the host's loopback (DNS rebinding). A connection to any other address is
 judged by that address alone; a name learnt from DNS for it is for the record only, since many names share an address.
+
+Lists of addresses say by which way such a connection leaves. One that carries a name has no address to look up there,
+so lists and synthetic names are not for the same workload (``settings``).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from netns_graft.dialling import Target, Upstreams, parse_upstreams
 from netns_graft.flow import Flow, Process
 from netns_graft.linux.routes import HostAddresses
 from netns_graft.policy import HOST_NAME, Decision, NeedsAddress, Policy, Request, embedded_ipv4
+from netns_graft.policy.address_lists import ProxyLists
 
 
 @dataclass(slots=True)
@@ -33,13 +37,24 @@ class Ruling:
 
 
 class Judge:
-    """Rules on the flows of one workload, and writes verdict and rule into them."""
+    """Rules on the flows of one workload, and writes verdict and rule into them.
+
+    ``shares_host``: the workload has no network of its own, and the host's addresses are judged like any others.
+    """
 
     def __init__(
-        self, policy: Policy, upstreams: Upstreams, name_of: Callable[[str], tuple[str, str] | None]
+        self,
+        policy: Policy,
+        upstreams: Upstreams,
+        name_of: Callable[[str], tuple[str, str] | None],
+        *,
+        lists: ProxyLists | None = None,
+        shares_host: bool = False,
     ) -> None:
         self._policy = policy
         self._upstreams = upstreams
+        self._lists = lists or ProxyLists()
+        self._shares_host = shares_host
         self._direct = parse_upstreams([])
         self._name_of = name_of
         self._host = HostAddresses()
@@ -58,7 +73,8 @@ class Judge:
         if not _note(flow, self._decide(flow, None, address)):
             return None
         target = Target(port=flow.destination_port, address=flow.destination_address)
-        return Ruling(target, self._upstreams, lambda _address: True)
+        upstreams = self._upstreams if self._lists.by_proxy(address) else self._direct
+        return Ruling(target, upstreams, lambda _address: True)
 
     def _rule_by_name(self, flow: Flow) -> Ruling | None:
         # The host's own name means the machine we run on; no proxy could know that.
@@ -88,7 +104,10 @@ class Judge:
         # An IPv4 address in an IPv6 coat (mapped, NAT64, 6to4) may be the host's own as well.
         inner = embedded_ipv4(address)
         owned = self._host.owns(address) or (inner is not None and self._host.owns(inner))
-        request = Request(host, address, flow.destination_port, host_owned=owned, process=_process(flow))
+        request = Request(
+            host, address, flow.destination_port,
+            host_owned=owned, process=_process(flow), shares_host=self._shares_host,
+        )  # fmt: skip
         answer = self._policy.decide(request)
         assert isinstance(answer, Decision)  # it has the address
         return answer

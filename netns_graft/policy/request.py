@@ -14,7 +14,8 @@ class Request:
     ``host`` is the name that the program asked for (A-labels; any case, a trailing dot is fine), None when
     it used a bare address. ``address`` is packed, 4 or 16 bytes in network order, None while only the name
     is known. ``host_owned``: the kernel says that this address is one of the host's own, its broadcast
-    addresses included.
+    addresses included. ``shares_host``: the program lives in the host's own network, whose loopback and addresses
+    are no more closed to it than any others.
     """
 
     host: str | None
@@ -23,6 +24,7 @@ class Request:
     protocol: str = "tcp"
     host_owned: bool = False
     process: Process | None = None
+    shares_host: bool = False
 
 
 @dataclass(slots=True, frozen=True)

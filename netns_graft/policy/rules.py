@@ -97,7 +97,7 @@ class Policy:
         address = canonical(request.address)
         number = int.from_bytes(address)
         version = 4 if len(address) == 4 else 6
-        closed = _closed(version, number, host, request.host_owned)
+        closed = _closed(version, number, host, request.host_owned, shared=request.shares_host)
         rows = self._rows[version]
         if version == 6 and (carried := inside(number)) is not None:
             rows = self._rows_carrying(carried)
@@ -238,9 +238,17 @@ def _matches(name: str, host: str | None) -> bool:
     return host is not None and (name == host or (name[0] == "." and host.endswith(name)))
 
 
-def _closed(version: int, number: int, host: str | None, host_owned: bool) -> _Closed | None:
-    """Why this address is protected, or None. ``host.containers.internal`` always means the host."""
+def _closed(version: int, number: int, host: str | None, host_owned: bool, *, shared: bool) -> _Closed | None:
+    """Why this address is protected, or None. ``host.containers.internal`` always means the host.
+
+    ``shared``: the host's own addresses are not; but what is no address of a host at all stays closed.
+    """
     entry = protection(version, number)
+    if shared and host != HOST_NAME:
+        # Linux connects to the unspecified address on the loopback.
+        if entry is not None and (entry.kind == LOOPBACK or number == 0):
+            return None
+        host_owned = False
     if entry is not None and entry.kind == SYNTHETIC and host is not None:
         entry = None  # behind another tool of our kind the host's resolver gives such addresses too
     if host == HOST_NAME:

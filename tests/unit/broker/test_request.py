@@ -74,6 +74,12 @@ def test_annotations_can_be_switched_off() -> None:
         ("flows", "-", "no absolute path"),
         ("flows", "flows.jsonl", "no absolute path"),
         ("dns", "", "dns"),
+        ("direct-file", "ips.txt", "no absolute path"),
+        ("proxy-file", "ips.txt", "no absolute path"),
+        ("select-proxy-mode", "best", "not one of auto"),
+        ("mode", "ptrace", "mode ptrace is exec's"),
+        ("user", "nobody", "unknown option 'user'"),
+        ("strict", "true", "unknown option 'strict'"),
     ],
 )
 def test_what_cannot_be_used_is_refused(name: str, value: str, why: str) -> None:

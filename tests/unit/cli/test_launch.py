@@ -52,6 +52,15 @@ def test_settings_are_what_the_hook_reads_in_the_order_given():
     assert read.attribution == "proc"
 
 
+def test_files_are_handed_on_by_absolute_paths(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    line = "--proxy socks5://p:1080 --select-proxy-mode random --direct-file a.txt --proxy-file /b.txt --dns-server ::1"
+    with begin(line) as this:
+        read = named_options(this.settings)
+    assert (read.direct_file, read.proxy_file) == (str(tmp_path / "a.txt"), "/b.txt")
+    assert (read.select_proxy_mode, read.dns_server) == ("random", "::1")
+
+
 def test_nothing_is_left(tmp_path):
     with begin("--summary") as this:
         this.hooks_dir()

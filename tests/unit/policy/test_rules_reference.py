@@ -44,8 +44,12 @@ def protected_range(address):
     return None
 
 
-def reference(rules, default, host, address, port, own):
+def reference(rules, default, host, address, port, own, shared=False):
     found = protected_range(address)
+    if shared:
+        own = False
+        if found and (found[0] == "loopback" or int(address) == 0):
+            found = None
     if found and found[0] == "synthetic" and host:
         found = None
     if found and found[0] == "loopback":
@@ -107,10 +111,11 @@ rule_lists = st.lists(st.tuples(st.sampled_from(["allow", "deny"]), patterns()),
 defaults = st.sampled_from(["allow", "deny"])
 
 
-@given(rule_lists, defaults, st.none() | hosts, addresses, ports, st.booleans())
-def test_every_decision_is_that_of_the_reference(rules, default, host, address, port, own):
-    decision = parse_quick_rules(rules, default).decide(Request(host, address.packed, port, host_owned=own))
-    assert decision == reference(rules, default, host, address, port, own)
+@given(rule_lists, defaults, st.none() | hosts, addresses, ports, st.booleans(), st.booleans())
+def test_every_decision_is_that_of_the_reference(rules, default, host, address, port, own, shared):
+    request = Request(host, address.packed, port, host_owned=own, shares_host=shared)
+    decision = parse_quick_rules(rules, default).decide(request)
+    assert decision == reference(rules, default, host, address, port, own, shared)
 
 
 @given(rule_lists, defaults, hosts, ports, st.lists(addresses, max_size=4))
