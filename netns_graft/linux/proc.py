@@ -11,6 +11,7 @@ import functools
 import os
 import re
 import socket
+import stat as stat_bits
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
@@ -195,6 +196,22 @@ def effective_uid(pid: int) -> int:
     """In our user namespace's numbers; our overflow id where it has none, and for a process that is gone."""
     numbers = _status_line(pid, b"Uid:")
     return int(numbers[1]) if len(numbers) > 1 else 65534
+
+
+def runs_without_its_set_id(pid: int) -> bool:
+    """Whether the program file of ``pid`` is set-uid or set-gid, and no_new_privs has kept it from becoming that. 3 µs
+    when the file is an ordinary one."""
+    try:
+        file = os.stat(f"/proc/{pid}/exe")
+    except OSError:
+        return False
+    sets_uid = bool(file.st_mode & stat_bits.S_ISUID)
+    sets_gid = file.st_mode & stat_bits.S_ISGID and file.st_mode & stat_bits.S_IXGRP  # alone: a mark for locking
+    if not (sets_uid or sets_gid) or _status_line(pid, b"NoNewPrivs:") != [b"1"]:
+        return False
+    uids, gids = _status_line(pid, b"Uid:"), _status_line(pid, b"Gid:")  # real, effective, saved, file system's
+    other_uid = sets_uid and uids and int(uids[1]) != file.st_uid
+    return bool(other_uid or (sets_gid and gids and int(gids[1]) != file.st_gid))
 
 
 def _status_line(pid: int, name: bytes) -> list[bytes]:
