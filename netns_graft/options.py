@@ -10,15 +10,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from netns_graft.errors import ConfigError, UsageError
 from netns_graft.policy import Policy, parse_quick_rules
 
+if TYPE_CHECKING:
+    from netns_graft.dialling import SelectMode
+
 REPEATABLE = frozenset({"proxy", "allow", "deny"})
 FILES = frozenset({"flows", "proxy-credentials", "direct-file", "proxy-file"})  # whose values are paths
-
-SelectMode = Literal["auto", "random", "only_http_proxy", "only_socks5", "direct"]
+SELECT_MODES = ("auto", "random", "only_http_proxy", "only_socks5", "direct")
 
 
 @dataclass(slots=True, frozen=True)
@@ -139,7 +141,7 @@ def add_graft_options(parser: argparse.ArgumentParser, *, traces: bool = False) 
     add(
         "--select-proxy-mode",
         metavar="auto|random|only_http_proxy|only_socks5|direct",
-        type=_one_of("auto", "random", "only_http_proxy", "only_socks5", "direct"),
+        type=_one_of(*SELECT_MODES),
         help="auto: SOCKS5 first, then HTTP, then directly without any; random: each flow by another one; "
         "only_...: those of one kind; direct: none. Without it, the proxies in their order and never directly",
     )

@@ -42,14 +42,30 @@ def parse_exec(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[GraftOp
     ended = len(ours) + len(command) < len(argv)  # by "--", after which anything is the command's
     if command and not ended and command[0].startswith("-") and command[0] != "-":
         raise _unknown(command[0])
-    given = exec_parser().parse_args(joined(ours))
+    words = joined(ours)
+    given = exec_parser().parse_args(words)
     if given.mode != "ptrace":
         for name, told in (("--not-ignore-local", given.not_ignore_local), ("--strict", given.strict)):
             if told:
                 raise UsageError(f"{name} is for mode ptrace", hint=f"--mode ptrace {name}, or leave it out")
     if not command:
         raise UsageError("exec: no command to run", hint="netns-graft exec [OPTIONS] [--] COMMAND [ARG...]")
+    if given.graftcp_config is not None:
+        given = exec_parser().parse_args([*_from_graftcp(given, words), *words])
     return graft_options(given, environ), command
+
+
+def _from_graftcp(given: argparse.Namespace, words: Sequence[str]) -> list[str]:
+    """What graftcp's configuration file says as options of ours, less those that ``words`` have."""
+    from netns_graft.cli.graftcp_config import read_graftcp_config
+    from netns_graft.cli.terminal import say
+
+    names = {word.partition("=")[0] for word in words}
+    config = read_graftcp_config(given.graftcp_config)
+    options, notes = config.words(names, traces=given.mode == "ptrace")
+    for note in notes:
+        say("note", note)
+    return options
 
 
 def split(
@@ -105,6 +121,12 @@ def exec_parser() -> argparse.ArgumentParser:
 def _add_exec_options(parser: argparse.ArgumentParser) -> None:
     """What can be asked for where we start the command ourselves."""
     add = parser.add_argument
+    add(
+        "--graftcp-config",
+        metavar="FILE",
+        type=not_empty,
+        help="graftcp's configuration file; what other options say goes before it",
+    )
     add("--user", metavar="NAME", type=not_empty, help="run the command as this user; root alone may ask for it")
     add(
         "--not-ignore-local",

@@ -188,7 +188,7 @@ def test_help_tells_of_every_option(capsys):
     assert options == {
         *("--proxy", "--proxy-credentials", "--default", "--allow", "--deny", "--dns", "--flows"),
         *("--fail-on-deny", "--summary", "--no-summary", "--accept-first", "--attribution", "-h", "--help"),
-        *("--select-proxy-mode", "--direct-file", "--proxy-file", "--dns-server"),
+        *("--select-proxy-mode", "--direct-file", "--proxy-file", "--dns-server", "--graftcp-config"),
         *("--mode", "--user", "--not-ignore-local", "--strict"),
     }
     for option in options:
