@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-from dataclasses import dataclass
 from typing import Literal
 
 from netns_graft.dialling import Credentials, Upstreams, parse_upstreams
@@ -19,17 +16,6 @@ from netns_graft.policy.address_lists import AddressList, ProxyLists, parse_addr
 DnsMode = Literal["synthetic", "forward", "off"]
 
 _DNS_BY_TCP = 10.0  # seconds for connection, handshakes with proxies and answer
-
-
-@dataclass(slots=True, frozen=True)
-class User:
-    """Whom ``--user`` means. ``groups``: all ids, the first one included."""
-
-    name: str
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
-    home: str
 
 
 def settings_for(kind: str, options: GraftOptions) -> Settings:
@@ -55,21 +41,6 @@ def settings_for(kind: str, options: GraftOptions) -> Settings:
     if server is not None:
         settings.resolvers, settings.resolvers_by_proxy = ResolvConf((server,), timeout=_DNS_BY_TCP), True
     return settings
-
-
-def user_of(options: GraftOptions) -> User | None:
-    """The user to run as, None for the caller. ``UsageError`` when there is none of that name, or we may not."""
-    if options.user is None:
-        return None
-    try:
-        entry = pwd.getpwnam(options.user)
-    except (KeyError, UnicodeEncodeError):
-        raise UsageError(f"--user: there is no user {options.user!r}") from None
-    if os.geteuid() != 0:
-        hint = f"sudo netns-graft exec --user {entry.pw_name} ..."
-        raise UsageError("--user: only root may run a command as somebody else", hint=hint)
-    groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
-    return User(entry.pw_name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir)
 
 
 def _upstreams(options: GraftOptions) -> Upstreams:

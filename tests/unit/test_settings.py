@@ -1,19 +1,15 @@
-"""From options to what a forwarder works by: lists of addresses, resolvers, whom to run as."""
+"""From options to what a forwarder works by: lists of addresses, resolvers, the host."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from netns_graft.cli.options import parse_exec
 from netns_graft.dns.resolv_conf import Nameserver
 from netns_graft.errors import ConfigError, UsageError
-from netns_graft.settings import settings_for, user_of
+from netns_graft.settings import settings_for
 
 SOCKS, SOCKS_H = "socks5://127.0.0.1:1080", "socks5h://127.0.0.1:1080"
 
@@ -128,31 +124,3 @@ class TestDnsServer:
 def test_the_hosts_addresses_are_like_any_others_only_when_asked_for(words, shares):
     with settings(*words) as made:
         assert made.shares_host == shares
-
-
-class TestUser:
-    def test_nobody_is_asked_for(self):
-        assert user_of(options()) is None
-
-    def test_no_such_user(self):
-        with pytest.raises(UsageError, match="--user: there is no user 'no-such-user'") as caught:
-            user_of(options("--user", "no-such-user"))
-        assert caught.value.status == 2
-
-    @pytest.mark.skipif(os.geteuid() != 0, reason="only root may")
-    def test_as_root(self):
-        user = user_of(options("--user", "nobody"))
-        assert (user.name, user.uid, user.home) == ("nobody", 65534, "/nonexistent")
-        assert user.gid in user.groups
-
-    def test_nobody_else_may(self):
-        """In a process of an ordinary user's: real, effective and saved id."""
-        code = (
-            "import os, sys; os.geteuid() or os.setresuid(65534, 65534, 65534)\n"
-            "from netns_graft.cli.options import parse_exec\nfrom netns_graft.settings import user_of\n"
-            "try: user_of(parse_exec(['--user', 'root', 'true'], {})[0])\n"
-            "except Exception as error: print(error)"
-        )
-        environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout == "--user: only root may run a command as somebody else\n", done.stderr
