@@ -244,6 +244,12 @@ def connecting(thread: int) -> int | None:
     return int(rest.partition(b" ")[0], 16) & 0xFFFFFFFF
 
 
+def asleep(thread: int) -> bool:
+    """Does ``thread`` wait inside a system call?"""
+    data = _read(f"/proc/{thread}/syscall", 256)
+    return bool(data) and data[:1].isdigit()  # else "running"; or "-1 …": stopped outside of any call
+
+
 class Descriptors:
     """The open descriptors of one process, through its /proc/PID/fd kept open.
 
