@@ -19,9 +19,9 @@ import socket
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
-from netns_graft.broker import workloads
+from netns_graft.broker import denial, workloads
 from netns_graft.broker.bundle import Bundle, name_in, read_bundle
 from netns_graft.broker.lifetime import ContainerLife, Member
 from netns_graft.broker.request import LINE_LIMIT, HookRequest, parse_request
@@ -33,6 +33,7 @@ from netns_graft.graft.builder import BuildError, SpareBuilder, build_in_child
 from netns_graft.linux import control_sockets, places, proc, syscalls, workload
 from netns_graft.linux.cable import Wiring
 from netns_graft.linux.workload import Workload
+from netns_graft.options import GraftOptions
 from netns_graft.settings import settings_for
 
 _QUESTION_SECONDS = 5.0
@@ -129,6 +130,8 @@ class Answering:
                 workloads.ask_and_wait(directory, name, {"do": "leave"})
             except OSError:
                 continue
+        if request.group is not None:
+            denial.wait_for_the_builds_end(f"{self.runtime}/groups/{request.group}")
 
     # Graft
 
@@ -156,11 +159,13 @@ class Answering:
             proc.pid_namespace(request.pid),
         )
         options = request.options()
+        if request.group is not None and denial.noted(f"{self.runtime}/groups/{request.group}"):
+            raise GraftError("another RUN of this build was denied something, and that is the build's end")
         bundle = read_bundle(request.bundle, workload.root_of(hook_pid))
         wiring = None
         while wiring is None:
             try:
-                if self._joined(request, member, first, options.policy_text()):
+                if self._joined(request, member, first, _policy_text(request, options)):
                     self._answer("ready")
                     return
                 wiring = self._wired(request, first, bundle, options)
@@ -176,6 +181,8 @@ class Answering:
         asyncio.run(settings.upstreams.check())
         name, self.status = self._status(request, bundle)
         life = ContainerLife(name, first, member, lambda text: tell(f"{self.who}: {text}"))
+        if request.ends_on_deny:
+            denial.end_with_the_first(settings, partial(self._end, request, name, life))
         os.close(first.ns_fd)
         signal.alarm(0)
         tell(
@@ -184,6 +191,16 @@ class Answering:
         )
         self._answer("ready")
         serve(ByPackets(cable), settings, life, lambda _name: self.status)
+
+    def _end(self, request: HookRequest, name: str, life: ContainerLife) -> None:
+        """With its first denied flow."""
+        at_work = life.end_everyone()
+        tell(f"{self.who}: ended with its first denied flow")
+        if request.group is not None:
+            try:
+                denial.note(f"{self.runtime}/groups/{request.group}", name, late=not at_work)
+            except OSError as error:
+                tell(f"{self.who}: its denial cannot be noted: {error.strerror}")
 
     def _joined(self, request: HookRequest, member: Member, first: Workload, policy: str) -> bool:
         """Is W grafted already, and may this container share that? GraftError when its options are others."""
@@ -211,9 +228,10 @@ class Answering:
         return False
 
     def _wired(
-        self, request: HookRequest, first: Workload, bundle: Bundle, options: Any
+        self, request: HookRequest, first: Workload, bundle: Bundle, options: GraftOptions
     ) -> tuple[Settings, Wiring]:
         settings = settings_for("build" if request.group else "container", options)
+        settings.policy_text = _policy_text(request, options)
         if settings.dns == "forward" and not settings.resolvers_by_proxy:
             settings.resolvers = bundle.chosen_resolvers(_host_resolv_conf()) or settings.resolvers
         try:
@@ -258,6 +276,10 @@ class Answering:
             except OSError:
                 pass
             time.sleep(_PAUSE)
+
+
+def _policy_text(request: HookRequest, options: GraftOptions) -> str:
+    return options.policy_text() + ("; ends with the first denial" if request.ends_on_deny else "")
 
 
 def _step(runtime: str, request: HookRequest, bundle: Bundle) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from netns_graft.flow import Process
-from netns_graft.forwarder.life import Running
+from netns_graft.forwarder.life import Running, end_everyone_in
 from netns_graft.forwarder.status import Answer, Message
 from netns_graft.journal import Tally
 from netns_graft.linux import proc, workload
@@ -47,7 +47,7 @@ class ContainerLife:
         loop.add_signal_handler(signal.SIGTERM, self._over, "SIGTERM")
         self._watch(self._first.pid_fd, self._members[0])
         running.started(self._name, self._first.pid)
-        return {"finish": self._finish, "leave": self._leave, "join": self._join}
+        return {"finish": self._finish, "leave": self._leave, "join": self._join, "end": self._end_everyone}
 
     def container_of(self, process: Process | None) -> str:
         """Members of a pod have a PID namespace each, unless they were told to share one; then nobody can tell."""
@@ -69,6 +69,14 @@ class ContainerLife:
 
     def farewell(self, tally: Tally) -> None:
         self._told(f"ended: {tally.total} flows, {tally.denied} denied, {tally.unattributed} unattributed")
+
+    def end_everyone(self) -> bool:
+        """Kill every process in W. Whether any of those that began it was still at work."""
+        at_work = any(not workload.is_ending(pid_fd) for pid_fd in self._watched)
+        for pid_fd in self._watched:
+            workload.kill(pid_fd)  # at once; with the first of a PID namespace goes all of it
+        end_everyone_in(self._running.workload_ns)
+        return at_work
 
     def _watch(self, pid_fd: int, member: Member | None) -> None:
         self._watched[pid_fd] = member
@@ -107,6 +115,10 @@ class ContainerLife:
     async def _finish(self, _question: Message) -> Message:
         self._over("asked to finish")
         return {"finished": True}
+
+    async def _end_everyone(self, _question: Message) -> Message:
+        self.end_everyone()
+        return {"ended": self._name}
 
     async def _leave(self, _question: Message) -> Message:
         """A container says that it has ended."""

@@ -20,6 +20,7 @@ ANNOTATION = "io.netns-graft."
 LINE_LIMIT = 4 << 20  # bytes; a state carries the container's annotations
 STAGES = ("createRuntime", "poststop")
 _KEYS = frozenset({"stage", "state", "options", "group", "annotations"})
+_ENDING = "end-on-deny"  # for containers alone: who runs a command can end it himself
 _GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -45,14 +46,22 @@ class HookRequest:
         """Whether anything about this container was asked for by an annotation of its own."""
         return bool(self.annotations)
 
+    @property
+    def ends_on_deny(self) -> bool:
+        """Whether the first denied flow is the end of it. ConfigError."""
+        said = {value for name, value in (*self.settings, *self.annotations.items()) if name == _ENDING}
+        if said - {"true", "false"}:
+            raise ConfigError(f"{said.pop()!r} is neither true nor false", where=_ENDING)
+        return "true" in said
+
     def options(self) -> GraftOptions:
         """ConfigError for what cannot be used. The hook's own settings come first and cannot be changed by an
         annotation. An annotation holds several values separated by spaces or newlines; a map of annotations has no
         order, so its denials go before its permissions.
         """
-        given = list(self.settings)
+        given = [setting for setting in self.settings if setting[0] != _ENDING]
         fixed = {name for name, _ in given}
-        for name in sorted(self.annotations, key=lambda name: (name != "deny", name)):
+        for name in sorted(self.annotations.keys() - {_ENDING}, key=lambda name: (name != "deny", name)):
             value = self.annotations[name].strip()
             if name in REPEATABLE:
                 given += [(name, word) for word in value.split()]

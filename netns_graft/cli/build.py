@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from netns_graft.broker import workloads
+from netns_graft.broker import denial, workloads
 from netns_graft.cli.engine_options import parse_build
 from netns_graft.cli.launch import Launch, find_engine, launch, status_with_denials, to_the_end
 from netns_graft.cli.terminal import say
@@ -39,17 +39,24 @@ def run_build(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """The exit status. ``GraftError`` when netns-graft itself fails."""
     line = parse_build(argv, environ)
     podman = find_engine("podman", environ)
+    fatal = line.options.fail_on_deny
     with launch("build", line.options, environ, records=True) as this:
+        if fatal:
+            this.settings.append(("end-on-deny", "true"))
         # podman build reads no hooks_dir of containers.conf, and --hooks-dir only after the verb.
         command = [podman, "build", f"--hooks-dir={this.hooks_dir(group=this.name)}"]
         if not has(line.read, "network"):
             command.append("--network=none")
-        if line.options.fail_on_deny and not has(line.read, "layers"):
+        if fatal and not has(line.read, "layers"):
             # A step that was denied something would come from the cache next time, and pass.
             command.append("--layers=false")
         steps = Steps(f"{this.runtime}/groups/{this.name}")
+        fate = Fate(f"{this.runtime}/workloads", steps) if fatal else None
+        is_enough = fate.is_enough if fate is not None else None
         try:
-            status = to_the_end(podman, [*command, *line.passed_on], environ, this, steps.add)
+            status = to_the_end(podman, [*command, *line.passed_on], environ, this, steps.add, is_enough)
+            if fate is not None and status:
+                fate.look()
             _wait_for_the_last(this, steps)
         finally:
             steps.forget()
@@ -58,20 +65,46 @@ def run_build(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         from netns_graft.cli.summary import print_steps
 
         print_steps([(step.title, step.tally) for step in found], sys.stderr)
-    if status:
+    ended = status != 0 and fate is not None and fate.is_sealed
+    if status and not ended:
         this.tell_refusal()
     _tell_denials(found)
-    final = status_with_denials(line.options, status, sum(step.tally.denied for step in found))
-    if final != status:
+    final = status_with_denials(line.options, 0 if ended else status, sum(step.tally.denied for step in found))
+    if ended:
+        say("error", "the build was ended with its first denied flow: there is no image")
+    elif final != status:
         say("error", "the build was denied something; its image, if it has a name, is there all the same")
     return final
+
+
+class Fate:
+    """The first denied flow ends the build: its RUN is killed by its forwarder. The others are our part."""
+
+    def __init__(self, directory: str, steps: Steps) -> None:
+        self._directory = directory
+        self._steps = steps
+        self.is_sealed = False
+        self._late = False
+
+    def is_enough(self) -> bool:
+        """Must podman be interrupted? When nothing was left of the RUN that could fail."""
+        self.look()
+        return self._late
+
+    def look(self) -> None:
+        if self.is_sealed or (said := denial.noted(self._steps.path)) is None:
+            return
+        self.is_sealed, self._late = True, bool(said.get("late"))
+        for name in self._steps.read():  # podman waits for the RUNs of other stages that it has begun
+            with contextlib.suppress(OSError):
+                workloads.ask(self._directory, name, {"do": "end"})
 
 
 class Steps:
     """The RUNs of one build, each with its flows. The broker lists them in ``path``, a line of JSON each."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.path = path
         self._steps: dict[str, Step] = {}
 
     def add(self, flow: Flow) -> None:
@@ -83,7 +116,7 @@ class Steps:
     def read(self) -> Mapping[str, Step]:
         """Those there are by now, by the names of their workloads, in the order of their beginning."""
         try:
-            with open(self._path, encoding="utf-8") as file:
+            with open(self.path, encoding="utf-8") as file:
                 for line in file:
                     said = json.loads(line)
                     self._steps.setdefault(said["name"], Step(said["name"], run_of(said["args"])))
@@ -94,7 +127,8 @@ class Steps:
     def forget(self) -> None:
         self.read()
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
+            os.unlink(self.path)
+        denial.forget(self.path)
 
 
 def run_of(args: Sequence[str]) -> str:

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 from netns_graft.cli.terminal import say
 from netns_graft.engines import launch as engine
@@ -121,9 +120,12 @@ def find_engine(name: str, environ: Mapping[str, str]) -> str:
 
 
 def to_the_end(
-    path: str, command: list[str], environ: Mapping[str, str], this: Launch, take: Callable[[Flow], None]
-) -> int:
-    """Run the engine: its status. ``take`` gets the flows that must be told on while it runs."""
+    path: str, command: list[str], environ: Mapping[str, str], this: Launch, take: Callable[[Flow], None],
+    is_enough: Callable[[], bool] | None = None,
+) -> int:  # fmt: skip
+    """Run the engine: its status. ``take`` gets the flows that must be told on while it runs. It is interrupted once
+    ``is_enough``.
+    """
     clean = {name: value for name, value in environ.items() if name not in _LOGIN}
     record = this.record
     told = partial(record.read, take) if record is not None and record.is_told else None

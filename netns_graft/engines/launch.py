@@ -30,6 +30,7 @@ def run(
 
     ``meanwhile`` is called ``every`` so many seconds while it runs. ``GraftError`` when it cannot be started.
     """
+    interrupted = False
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     try:
         ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -58,7 +59,11 @@ def _pass_on(pid: int, meanwhile: Callable[[], None] | None, every: float) -> No
     # A terminal that closes may tell its session leader alone, and that may be us.
     if info is None or info.si_signo == signal.SIGCHLD or (info.si_code > 0 and info.si_signo != signal.SIGHUP):
         return
+    _send(pid, info.si_signo)
+
+
+def _send(pid: int, number: int) -> None:
     try:
-        os.kill(pid, info.si_signo)
+        os.kill(pid, number)
     except ProcessLookupError:
         pass

@@ -11,6 +11,7 @@ import fcntl
 import itertools
 import os
 import select
+import signal
 from typing import NamedTuple
 
 from netns_graft.linux import proc, syscalls
@@ -18,6 +19,7 @@ from netns_graft.linux import proc, syscalls
 _NS_GET_USERNS = 0xB701
 _NEEDED = (1 << 21) | (1 << 12)  # CAP_SYS_ADMIN, CAP_NET_ADMIN
 _PARENTS = 8
+_PF_EXITING = 0x4  # in the flags of /proc/PID/stat
 
 
 class Workload(NamedTuple):
@@ -54,6 +56,27 @@ def has_ended(pid_fd: int) -> bool:
     poll = select.poll()
     poll.register(pid_fd, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def is_ending(pid_fd: int) -> bool:
+    """Has it ended, or begun to? What the kernel kills from then on ends as it would have."""
+    if has_ended(pid_fd):
+        return True
+    try:
+        with open(f"/proc/self/fdinfo/{pid_fd}", encoding="ascii") as file:
+            (pid,) = (int(line.split()[1]) for line in file if line.startswith("Pid:"))
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (OSError, ValueError):
+        return True
+    return bool(int(fields[6]) & _PF_EXITING)
+
+
+def kill(pid_fd: int) -> None:
+    try:
+        signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
+    except OSError:
+        pass  # it has ended, or is not ours to kill
 
 
 def own_network() -> int:

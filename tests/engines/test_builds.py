@@ -1,6 +1,7 @@
 """Image builds: each RUN is a container of its own, and has a graft of its own."""
 
 import json
+import time
 
 import pytest
 from lab import addresses as at
@@ -87,13 +88,65 @@ def test_netns_graft_build(engine: Engine) -> None:
     engine.podman("rmi", "--force", "built").ok()
 
 
+def images(engine: Engine) -> set[str]:
+    """Every image and layer there is."""
+    return set(engine.podman("images", "--all", "--quiet", "--no-trunc").ok().split())
+
+
+def working_containers(engine: Engine) -> list[str]:
+    return engine.podman("ps", "--all", "--external", "--quiet").ok().split()
+
+
+@user_and_root
+def test_fail_on_deny_ends_the_build_there(engine: Engine) -> None:
+    """Though the RUN itself would not mind, and whatever would come after it. Nothing is left of it."""
+    denied = f"RUN wget -qO- http://{at.OTHER}/ || true"
+    text = f"FROM {IMAGE} AS first\nRUN echo begun\n{denied}\nRUN echo went on\nFROM {IMAGE}\n" + (
+        "COPY --from=first /etc/passwd /tmp/passwd\nRUN echo went on\n"
+    )
+    directory, before = context(engine, text), images(engine)
+    build = ["build", "--default", "deny", "--fail-on-deny", f"--runtime={engine.runtime}", *engine.limits]
+    done = engine.graft(*build, "-t", "never", directory)
+    assert done.status == 78, done.stderr
+    assert "begun\n" in done.stdout
+    assert "went on\n" not in done.stdout
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("netns-graft: denied: "))
+    assert line == f"netns-graft: denied: {at.OTHER}:80 by default, in {denied}"
+    assert images(engine) == before
+    assert working_containers(engine) == []
+    done = engine.graft(*(word for word in build if word != "--fail-on-deny"), "-t", "b", directory)
+    assert done.status == 0, "without the option it is told, and no more"
+    assert "went on\n" in done.stdout
+    assert line in done.stderr
+    engine.podman("rmi", "--all", "--force", "--filter=dangling=true")
+    engine.podman("rmi", "--force", "b").ok()
+
+
 @one
-def test_fail_on_deny_names_the_step(engine: Engine) -> None:
-    directory = context(engine, f"FROM {IMAGE}\nRUN true\nRUN wget -qO- http://{at.OTHER}/ || true\n")
-    options = ["--default", "deny", "--fail-on-deny"]
-    done = engine.graft("build", *options, f"--runtime={engine.runtime}", *engine.limits, directory)
-    assert done.status == 78
-    assert f"RUN wget -qO- http://{at.OTHER}/ || true" in done.stderr
+def test_a_denial_after_the_runs_end_ends_the_build_too(engine: Engine) -> None:
+    """The RUN has succeeded by the time its last flow is looked at: its end is held up until podman has ended."""
+    text = f"FROM {IMAGE}\nRUN (wget -qO- http://{at.OTHER}/ &) ; wget -qO- http://{at.WEB}/\n"
+    before = images(engine)
+    build = ["build", "--deny", at.OTHER, "--fail-on-deny", f"--runtime={engine.runtime}", *engine.limits]
+    done = engine.graft(*build, "-t", "never", context(engine, text))
+    assert done.status == 78, done.stderr
+    assert images(engine) == before
+    for container in working_containers(engine):
+        engine.podman("rm", "--force", container)
+
+
+@one
+def test_stages_that_are_built_at_once_end_together(engine: Engine) -> None:
+    text = (
+        f"FROM {IMAGE} AS slow\nRUN sleep 60\n"
+        f"FROM {IMAGE} AS quick\nRUN sleep 1; wget -qO- http://{at.OTHER}/ || true\n"
+        f"FROM {IMAGE}\nCOPY --from=slow /etc/passwd /tmp/one\nCOPY --from=quick /etc/passwd /tmp/two\n"
+    )
+    build = ["build", "--default", "deny", "--fail-on-deny", f"--runtime={engine.runtime}", *engine.limits, "--jobs=4"]
+    began = time.monotonic()
+    done = engine.graft(*build, "-t", "never", context(engine, text))
+    assert done.status == 78, done.stderr
+    assert time.monotonic() - began < 40
     engine.podman("rmi", "--all", "--force", "--filter=dangling=true")
 
 

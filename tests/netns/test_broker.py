@@ -205,6 +205,25 @@ def asked(place: Place) -> int:
         return 0
 
 
+def test_end_on_deny_ends_everybody_with_the_first_denial(place: Place) -> None:
+    """Whoever is in W, and whoever asked."""
+    container = place.container("one")
+    other = Container(place.path, "other", ("nsenter", f"--target={container.process.pid}", "--net"))
+    place.containers.append(other)
+    place.graft(container, "--set", "allow=127.0.0.1", "--set", "end-on-deny=true")
+    assert place.status("one")["policy"] == "deny; allow 127.0.0.1; ends with the first denial"
+    assert container.process.poll() is None
+    assert container.connects() == "", "killed before it heard"
+    assert (container.process.wait(20), other.process.wait(20)) == (-9, -9)
+    assert eventually(lambda: place.names() == [])
+    assert "one: ended with its first denied flow" in place.log.read_text()
+
+
+def test_nonsense_for_end_on_deny_is_refused(place: Place) -> None:
+    state = place.container("one").state | {"annotations": {"io.netns-graft.end-on-deny": "1"}}
+    assert "end-on-deny: '1' is neither true nor false" in refused(place.hook(state))
+
+
 @pytest.mark.parametrize("taken", [("hook.sock",), ("api.sock",), ("hook.sock", "api.sock"), ("starting", "hook.sock")])
 def test_sockets_that_were_removed_are_made_anew(place: Place, taken: tuple[str, ...]) -> None:
     one, two = place.container("one"), place.container("two")

@@ -150,3 +150,13 @@ def test_any_state_is_a_request_or_a_refusal(state: object) -> None:
 )  # fmt: skip
 def test_the_name_of_a_container_is_fit_for_a_file(container_id: str, short: str) -> None:
     assert short_id(container_id) == short
+
+
+def test_the_end_with_the_first_denial() -> None:
+    assert not parsed({}).ends_on_deny
+    assert parsed({"io.netns-graft.end-on-deny": "true"}).ends_on_deny
+    assert parsed({}, [["end-on-deny", "true"]]).ends_on_deny
+    assert parsed({"io.netns-graft.end-on-deny": "false"}, [["end-on-deny", "true"]]).ends_on_deny, "never taken back"
+    assert parsed({"io.netns-graft.end-on-deny": "true"}, [["default", "deny"]]).options().default == "deny"
+    with pytest.raises(GraftError, match="neither true nor false"):
+        _ = parsed({"io.netns-graft.end-on-deny": "yes"}).ends_on_deny
