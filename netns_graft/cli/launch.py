@@ -128,8 +128,14 @@ def to_the_end(
     """
     clean = {name: value for name, value in environ.items() if name not in _LOGIN}
     record = this.record
-    told = partial(record.read, take) if record is not None and record.is_told else None
-    return engine.run(path, command, clean, meanwhile=told)
+    tells = record is not None and record.is_told
+
+    def meanwhile() -> bool:
+        if record is not None and tells:
+            record.read(take)
+        return is_enough is not None and is_enough()
+
+    return engine.run(path, command, clean, meanwhile=meanwhile if tells or is_enough is not None else None)
 
 
 def ending(this: Launch, status: int, tally: Tally) -> int:

@@ -23,12 +23,13 @@ def run(
     argv: Sequence[str],
     environ: Mapping[str, str],
     *,
-    meanwhile: Callable[[], None] | None = None,
+    meanwhile: Callable[[], bool] | None = None,
     every: float = 0.2,
 ) -> int:
     """Run the program to its end; its status as a shell shows it, 128+N for signal N.
 
-    ``meanwhile`` is called ``every`` so many seconds while it runs. ``GraftError`` when it cannot be started.
+    ``meanwhile`` is called ``every`` so many seconds while it runs; the first time that it says True, the program is
+    sent SIGINT. ``GraftError`` when it cannot be started.
     """
     interrupted = False
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
@@ -44,18 +45,19 @@ def run(
             if ended:
                 code = os.waitstatus_to_exitcode(status)
                 return code if code >= 0 else 128 - code
-            _pass_on(pid, meanwhile, every)
+            if meanwhile is None:
+                _pass_on(signal.sigwaitinfo(_WATCHED), pid)
+                continue
+            _pass_on(signal.sigtimedwait(_WATCHED, every), pid)
+            if meanwhile() and not interrupted:
+                interrupted = True
+                _send(pid, signal.SIGINT)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _pass_on(pid: int, meanwhile: Callable[[], None] | None, every: float) -> None:
-    """Wait for one signal, and hand it on if it was meant for the child."""
-    if meanwhile is None:
-        info: signal.struct_siginfo | None = signal.sigwaitinfo(_WATCHED)
-    else:
-        info = signal.sigtimedwait(_WATCHED, every)
-        meanwhile()
+def _pass_on(info: signal.struct_siginfo | None, pid: int) -> None:
+    """Hand a signal on if it was meant for the child."""
     # A terminal that closes may tell its session leader alone, and that may be us.
     if info is None or info.si_signo == signal.SIGCHLD or (info.si_code > 0 and info.si_signo != signal.SIGHUP):
         return

@@ -93,3 +93,8 @@ def test_meanwhile_is_called_while_it_runs():
     calls = []
     assert run("/bin/sh", ["sh", "-c", "sleep 0.1"], ENVIRON, meanwhile=lambda: calls.append(1), every=0.01) == 0
     assert len(calls) >= 3
+
+
+def test_it_is_interrupted_once_when_meanwhile_says_so():
+    script = "n=0; trap 'n=$((n+1))' INT; while [ $n = 0 ]; do sleep 0.01; done; sleep 0.1; exit $n"
+    assert run("/bin/sh", ["sh", "-c", script], ENVIRON, meanwhile=lambda: True, every=0.02) == 1
