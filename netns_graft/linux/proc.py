@@ -247,7 +247,7 @@ def connecting(thread: int) -> int | None:
 def asleep(thread: int) -> bool:
     """Does ``thread`` wait inside a system call?"""
     data = _read(f"/proc/{thread}/syscall", 256)
-    return bool(data) and data[:1].isdigit()  # else "running"; or "-1 …": stopped outside of any call
+    return data is not None and data[:1].isdigit()  # else "running"; or "-1 …": stopped outside of any call
 
 
 class Descriptors:
