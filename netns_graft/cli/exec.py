@@ -9,7 +9,8 @@ from netns_graft.cli.summary import print_summary
 from netns_graft.dialling.credentials import PASSWORD_VARIABLE, USERNAME_VARIABLE
 from netns_graft.dns.resolv_conf import loopback_resolvers, resolv_conf_for_workload
 from netns_graft.errors import GraftError
-from netns_graft.graft.supervisor import Plan, run
+from netns_graft.graft.command import Login
+from netns_graft.graft.supervisor import Plan, Tracing, run
 from netns_graft.journal import Tally
 from netns_graft.linux import places
 from netns_graft.options import GraftOptions
@@ -25,14 +26,18 @@ def run_exec(options: GraftOptions, command: list[str]) -> int:
     settings = settings_for("exec", options)
     mode = settings.dns
     host_text = _host_resolv_conf()
+    login = _login(options.user)
+    environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     plan = Plan(
         command=command,
-        environment={name: value for name, value in os.environ.items() if name not in _SECRETS},
+        environment=environment if login is None else login.environment(environment),
         settings=settings,
         hold=not options.accept_first,
         resolv_conf=None if mode == "off" else resolv_conf_for_workload(host_text, mode),
         loopback_resolvers=[] if mode == "off" else loopback_resolvers(host_text),
         status_dir=_status_dir(),
+        login=login,
+        tracing=Tracing(options.ignore_local, options.strict) if options.mode == "ptrace" else None,
     )
     ending = run(plan)
     tally = _tally(ending.tally)
@@ -41,6 +46,14 @@ def run_exec(options: GraftOptions, command: list[str]) -> int:
     if options.fail_on_deny and tally.denied and ending.status == 0:
         return _DENIED
     return ending.status
+
+
+def _login(user: str | None) -> Login | None:
+    if user is None:
+        return None
+    if os.geteuid() != 0:
+        raise GraftError(f"--user {user}: only root can run a command as somebody else", hint="sudo netns-graft exec …")
+    return Login.of(user)
 
 
 def _tally(text: str | None) -> Tally:

@@ -1,8 +1,11 @@
 """The fork that becomes the command: into the user namespace, into W, its own resolv.conf, then exec.
 
-What changes for the command is the network and /etc/resolv.conf, nothing else: uid, gid, groups, directory, terminal,
-environment and descriptors 0 to 2 are the caller's. Descriptors from 3 up are closed, for an inherited socket of the
-host would be a way out.
+What changes for the command is the network and /etc/resolv.conf, nothing else: uid, gid, groups (unless root asks for
+another user), directory, terminal, environment and descriptors 0 to 2 are the caller's. Descriptors from 3 up are
+closed, for an inherited socket of the host would be a way out.
+
+In mode ptrace not even the network changes: the forwarder traces us from before exec on, and a seccomp filter stops
+us at network calls.
 
 Name services that answer over a Unix socket (systemd-resolved, nscd, avahi) would resolve names on the host, past
 the forwarder: an empty file is mounted over each, so that libc falls back to DNS.
@@ -12,12 +15,15 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import signal
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from netns_graft.linux import syscalls
+from netns_graft.errors import GraftError
+from netns_graft.linux import seccomp, syscalls
 
 _RESOLV_CONF = "/etc/resolv.conf"
 _STAGE = "/proc"  # where our tmpfs is mounted for a moment; any directory that surely exists will do
@@ -29,6 +35,7 @@ _NAME_SERVICES = (
     "/run/avahi-daemon/socket",
 )
 _REPORT_FD = 3
+ENTERED = b"."
 _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -47,48 +54,127 @@ class Signals:
         return cls(mask, signal.SIG_IGN if ignored else signal.SIG_DFL)
 
 
+class Surroundings(Protocol):
+    """What is around the command when it runs."""
+
+    def enter(self) -> None:
+        """Before the forwarder knows of us. OSError with what failed as its file name."""
+
+    def arm(self) -> None:
+        """Once the forwarder is ready for our flows, and before we are anybody else. OSError."""
+
+
 @dataclass(slots=True)
-class Surroundings:
-    """Where the command is to run. Descriptors are borrowed. ``resolv_conf`` None: the host's stays."""
+class Graft:
+    """A network of its own. Descriptors are borrowed. ``resolv_conf`` None: the host's stays."""
 
     workload_ns_fd: int
     user_ns_fd: int | None
     resolv_conf: str | None
+
+    def enter(self) -> None:
+        if self.user_ns_fd is not None:
+            syscalls.setns(self.user_ns_fd, syscalls.CLONE_NEWUSER)
+        syscalls.setns(self.workload_ns_fd, syscalls.CLONE_NEWNET)
+        own_files({} if self.resolv_conf is None else {_RESOLV_CONF: self.resolv_conf})
+        if self.user_ns_fd is not None:
+            # exec of a program that is not root's drops what we hold in the namespace; this is for good measure.
+            syscalls.clear_ambient_capabilities()
+
+    def arm(self) -> None:
+        """Nothing: there is no way around the only route."""
+
+
+@dataclass(slots=True)
+class Traced:
+    """The namespaces we are in; the forwarder stops us at network calls. ``strict``: see ``seccomp.program``."""
+
+    tracer_pid: int
+    strict: bool
+
+    def enter(self) -> None:
+        # Yama lets a process be traced by its parents and by whom it names.
+        syscalls.set_ptracer(self.tracer_pid)
+
+    def arm(self) -> None:
+        program = seccomp.program(strict=self.strict)
+        try:
+            seccomp.install(program, no_new_privs=False)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM):
+                raise
+            # Without CAP_SYS_ADMIN the kernel takes a filter only from who can gain no privileges any more.
+            seccomp.install(program, no_new_privs=True)
+
+
+@dataclass(slots=True, frozen=True)
+class Login:
+    """Whom the command runs as, when root asks for another user."""
+
+    name: str
+    uid: int
+    gid: int
+    home: str
+
+    @classmethod
+    def of(cls, name: str) -> Login:
+        """GraftError: nobody has that name."""
+        try:
+            found = pwd.getpwnam(name)
+        except KeyError:
+            raise GraftError(f"--user: there is no user {name!r}", hint="getent passwd lists them") from None
+        return cls(found.pw_name, found.pw_uid, found.pw_gid, found.pw_dir)
+
+    def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """The caller's, but for who and where one is at home."""
+        return {**environment, "HOME": self.home, "USER": self.name, "LOGNAME": self.name}
+
+    def become(self) -> None:
+        os.initgroups(self.name, self.gid)
+        os.setresgid(self.gid, self.gid, self.gid)
+        os.setresuid(self.uid, self.uid, self.uid)
+
+
+@dataclass(slots=True)
+class Command:
+    """What to run, and as whom (None: the caller)."""
+
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    login: Login | None
     signals: Signals
 
 
-def become(
-    command: Sequence[str], environment: Mapping[str, str], surroundings: Surroundings, go_fd: int, report_fd: int
-) -> None:
+def become(command: Command, surroundings: Surroundings, go_fd: int, report_fd: int) -> None:
     """Turn this process (a fresh fork) into the command. Never returns.
 
-    Waits for the end of file on ``go_fd``. What goes wrong is written to ``report_fd`` (close-on-exec) as
-    "STATUS text"; an exec that succeeds closes it without a word.
+    Writes ``ENTERED`` to ``report_fd`` (close-on-exec) and waits for a "g" on ``go_fd``. What goes wrong is written
+    to ``report_fd`` as "STATUS text"; an exec that succeeds closes it without a word.
     """
+    supervisor = os.getppid()
     try:
         try:
-            _enter(surroundings)
+            surroundings.enter()
+            os.write(report_fd, ENTERED)
+            if os.read(go_fd, 1) != b"g":
+                os._exit(125)
+            surroundings.arm()
         except OSError as error:
             _report(report_fd, 125, f"cannot enter the graft: {error.strerror} ({error.filename})")
-        # From here on we end with the supervisor, however it ends.
+        try:
+            if command.login is not None:
+                command.login.become()
+        except OSError as error:
+            _report(report_fd, 125, f"cannot become the user {command.login}: {error.strerror}")
+        # From here on we end with the supervisor, however it ends. After the change of user, which clears it.
         syscalls.set_parent_death_signal(signal.SIGKILL)
-        if os.read(go_fd, 1) != b"g":
+        if os.getppid() != supervisor:
             os._exit(125)
-        _inherited_signals(surroundings.signals)
+        _inherited_signals(command.signals)
         _close_from_3(report_fd)
-        _exec(command, environment)
+        _exec(command.argv, command.environment)
     finally:
         os._exit(125)
-
-
-def _enter(surroundings: Surroundings) -> None:
-    if surroundings.user_ns_fd is not None:
-        syscalls.setns(surroundings.user_ns_fd, syscalls.CLONE_NEWUSER)
-    syscalls.setns(surroundings.workload_ns_fd, syscalls.CLONE_NEWNET)
-    own_files({} if surroundings.resolv_conf is None else {_RESOLV_CONF: surroundings.resolv_conf})
-    if surroundings.user_ns_fd is not None:
-        # exec of a program that is not root's drops what we hold in the namespace; this is for good measure.
-        syscalls.clear_ambient_capabilities()
 
 
 def own_files(files: Mapping[str, str]) -> None:

@@ -1,10 +1,10 @@
-"""The fork that becomes the forwarder: first its own user namespace, then F and W, then work.
+"""The fork that becomes the forwarder: first its own user namespace, then F and W, then work. In ptrace mode: work.
 
 Words on the channel (SOCK_SEQPACKET, one message each), after those of ``fork``, by which W's descriptor comes and,
 when there is one, the user namespace's::
 
     supervisor → forwarder   "started PID"
-    forwarder → supervisor   "noted"
+    forwarder → supervisor   "noted", or what went wrong
     supervisor → forwarder   "finish"
     forwarder → supervisor   the tally, in pieces, then the end of file
 
@@ -22,15 +22,16 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from netns_graft.errors import GraftError
-from netns_graft.forwarder.life import Supervised
+from netns_graft.forwarder.life import NOTED, Supervised
 from netns_graft.forwarder.packets import ByPackets
 from netns_graft.forwarder.serve import Settings, prepare, serve
 from netns_graft.forwarder.status import StatusSocket
+from netns_graft.forwarder.way import Way
 from netns_graft.graft.builder import BuildError, build_in_child
 from netns_graft.graft.fork import MESSAGE, enter_user_ns, fork_until_ready, send_error, send_ready
 from netns_graft.linux import syscalls
@@ -42,16 +43,18 @@ class ForwarderProcess:
 
     pid: int
     channel: socket.socket
-    workload_ns_fd: int
-    user_ns_fd: int | None  # None as root: no user namespace of our own
+    workload_ns_fd: int | None  # None in ptrace mode: the workload lives where we do
+    user_ns_fd: int | None  # None as root, and in ptrace mode: no user namespace of our own
 
     def started(self, pid: int) -> None:
-        """Wait until it is noted, or the first flow could come before its workload has a name."""
+        """Wait until it is noted, or the first flow could come before its workload has a name. Raises GraftError."""
         try:
             self.channel.send(b"started %d" % pid)
-            self.channel.recv(MESSAGE)
+            answer = self.channel.recv(MESSAGE)
         except OSError:
-            pass  # it has died, which SIGCHLD says too
+            return  # it has died, which SIGCHLD says too
+        if answer not in (NOTED, b""):
+            raise GraftError(answer.decode(errors="replace"), hint="sysctl kernel.yama.ptrace_scope=1 or 0 (as root)")
 
     def finish(self) -> str | None:
         """Ask for the end and wait for it, at most 10 seconds. The tally as JSON, or None if it had died."""
@@ -73,9 +76,26 @@ class ForwarderProcess:
 
     def close(self) -> None:
         self.channel.close()
-        os.close(self.workload_ns_fd)
-        if self.user_ns_fd is not None:
-            os.close(self.user_ns_fd)
+        for fd in (self.workload_ns_fd, self.user_ns_fd):
+            if fd is not None:
+                os.close(fd)
+
+
+def start_tracing(settings: Settings, *, ignore_local: bool, status_dir: str | None = None) -> ForwarderProcess:
+    """Fork a forwarder that will trace the workload (mode ptrace). Raises GraftError; then nothing is left of it."""
+
+    def become(channel: socket.socket) -> None:
+        from netns_graft.forwarder.calls import ByCalls
+
+        def ready() -> Way:
+            prepare(settings)
+            _check_and_tell(channel, settings, [])
+            return ByCalls(ignore_local=ignore_local)
+
+        _become_forwarder(channel, settings, status_dir, ready)
+
+    pid, channel, _fds = fork_until_ready("the forwarder", become, own_user_ns=False)
+    return ForwarderProcess(pid, channel, None, None)
 
 
 def start(
@@ -87,43 +107,46 @@ def start(
     status_dir: str | None = None,
 ) -> ForwarderProcess:
     """Fork a forwarder and wait until its namespaces stand. Raises GraftError; then nothing is left of it."""
-    pid, channel, fds = fork_until_ready(
-        "the forwarder",
-        lambda channel: _become_forwarder(channel, settings, own_user_ns, hold, loopback_resolvers, status_dir),
-        own_user_ns=own_user_ns,
-    )
+
+    def become(channel: socket.socket) -> None:
+        def ready() -> Way:
+            user_ns_fd = enter_user_ns(channel) if own_user_ns else None
+            try:
+                wiring = build_in_child(
+                    hold=hold,
+                    dns=settings.dns != "off",
+                    loopback_resolvers=loopback_resolvers,
+                    meanwhile=partial(prepare, settings),
+                )
+            except BuildError as error:
+                raise GraftError(f"cannot build the network namespaces: {error}") from None
+            fds = [wiring.workload_ns_fd] + ([user_ns_fd] if user_ns_fd is not None else [])
+            _check_and_tell(channel, settings, fds)
+            if user_ns_fd is not None:
+                os.close(user_ns_fd)
+            return ByPackets(wiring)
+
+        _become_forwarder(channel, settings, status_dir, ready)
+
+    pid, channel, fds = fork_until_ready("the forwarder", become, own_user_ns=own_user_ns)
     return ForwarderProcess(pid, channel, fds[0], fds[1] if own_user_ns else None)
 
 
+def _check_and_tell(channel: socket.socket, settings: Settings, fds: Sequence[int]) -> None:
+    """The last look before the command may start."""
+    syscalls.set_not_dumpable()
+    asyncio.run(settings.upstreams.check())
+    send_ready(channel, fds)
+
+
 def _become_forwarder(
-    channel: socket.socket,
-    settings: Settings,
-    own_user_ns: bool,
-    hold: bool,
-    loopback_resolvers: Sequence[str],
-    status_dir: str | None,
+    channel: socket.socket, settings: Settings, status_dir: str | None, ready: Callable[[], Way]
 ) -> None:
-    """Never returns."""
+    """``ready`` makes the way and tells the supervisor. Never returns."""
     status = 0
     try:
         detach()
-        user_ns_fd = enter_user_ns(channel) if own_user_ns else None
-        try:
-            wiring = build_in_child(
-                hold=hold,
-                dns=settings.dns != "off",
-                loopback_resolvers=loopback_resolvers,
-                meanwhile=partial(prepare, settings),
-            )
-        except BuildError as error:
-            raise GraftError(f"cannot build the network namespaces: {error}") from None
-        syscalls.set_not_dumpable()
-        asyncio.run(settings.upstreams.check())
-        fds = [wiring.workload_ns_fd] + ([user_ns_fd] if user_ns_fd is not None else [])
-        send_ready(channel, fds)
-        if user_ns_fd is not None:
-            os.close(user_ns_fd)
-        serve(ByPackets(wiring), settings, Supervised(settings.kind, channel), partial(_status_socket, status_dir))
+        serve(ready(), settings, Supervised(settings.kind, channel), partial(_status_socket, status_dir))
     except GraftError as error:
         send_error(channel, error)
         status = error.status

@@ -7,7 +7,8 @@ command stops, we stop, so that the shell sees its job stopped; when we are cont
 Every way to end:
 
 * the command ends: the forwarder finishes its records; what the command left running has no network any more
-* the forwarder dies: the network is gone; every process in W is ended; status 125
+* the forwarder dies: the network is gone; every process in W is ended; status 125. In mode ptrace the kernel ends
+  every process that it traced, and nothing is done by namespace, for that is the host's
 * we are killed: the kernel ends the command (parent death signal), the forwarder sees our channel's end of file,
   ends every process in W, writes its records and leaves
 """
@@ -24,7 +25,7 @@ from netns_graft.forwarder.life import end_everyone_in
 from netns_graft.forwarder.serve import Settings
 from netns_graft.graft import command as commands
 from netns_graft.graft import forwarder_process
-from netns_graft.graft.command import Signals, Surroundings
+from netns_graft.graft.command import ENTERED, Command, Graft, Login, Signals, Surroundings, Traced
 from netns_graft.graft.fork import is_real_root
 from netns_graft.graft.forwarder_process import ForwarderProcess
 from netns_graft.linux import control_sockets
@@ -65,6 +66,17 @@ class Plan:
     resolv_conf: str | None
     loopback_resolvers: Sequence[str]
     status_dir: str | None = None  # where the forwarder may be asked how the workload fares
+    login: Login | None = None  # whom the command runs as; None: the caller
+    tracing: Tracing | None = None  # mode ptrace; then there is nothing to hold, and no resolv.conf
+
+
+@dataclass(slots=True)
+class Tracing:
+    """Mode ptrace. ``ignore_local``: connections to the host's own addresses are left alone; ``strict``: what could
+    pass the tracer by is denied."""
+
+    ignore_local: bool
+    strict: bool
 
 
 def run(plan: Plan) -> Ending:
@@ -72,13 +84,7 @@ def run(plan: Plan) -> Ending:
     signals = Signals.as_inherited()
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     try:
-        forwarder = forwarder_process.start(
-            plan.settings,
-            own_user_ns=not is_real_root(),
-            hold=plan.hold,
-            loopback_resolvers=plan.loopback_resolvers,
-            status_dir=plan.status_dir,
-        )
+        forwarder = _start(plan)
         try:
             return _run_command(plan, forwarder, signals)
         finally:
@@ -87,26 +93,43 @@ def run(plan: Plan) -> Ending:
         signal.pthread_sigmask(signal.SIG_SETMASK, signals.mask)
 
 
+def _start(plan: Plan) -> ForwarderProcess:
+    if plan.tracing is not None:
+        return forwarder_process.start_tracing(
+            plan.settings, ignore_local=plan.tracing.ignore_local, status_dir=plan.status_dir
+        )
+    return forwarder_process.start(
+        plan.settings,
+        own_user_ns=not is_real_root(),
+        hold=plan.hold,
+        loopback_resolvers=plan.loopback_resolvers,
+        status_dir=plan.status_dir,
+    )
+
+
+def _surroundings(plan: Plan, forwarder: ForwarderProcess) -> Surroundings:
+    if plan.tracing is not None:
+        return Traced(forwarder.pid, plan.tracing.strict)
+    assert forwarder.workload_ns_fd is not None
+    return Graft(forwarder.workload_ns_fd, forwarder.user_ns_fd, plan.resolv_conf)
+
+
 def _run_command(plan: Plan, forwarder: ForwarderProcess, signals: Signals) -> Ending:
-    workload_ns = os.fstat(forwarder.workload_ns_fd).st_ino
-    surroundings = Surroundings(forwarder.workload_ns_fd, forwarder.user_ns_fd, plan.resolv_conf, signals)
+    command = Command(plan.command, plan.environment, plan.login, signals)
     go_read, go_write = os.pipe()
     report_read, report_write = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(go_write)
         os.close(report_read)
-        commands.become(plan.command, plan.environment, surroundings, go_read, report_write)
+        commands.become(command, _surroundings(plan, forwarder), go_read, report_write)
     os.close(go_read)
     os.close(report_write)
     try:
-        forwarder.started(pid)
-        try:
-            os.write(go_write, b"g")
-        except BrokenPipeError:
-            pass  # it failed before; its report says why
-        os.close(go_write)
         report = os.read(report_read, 4096)
+        if report == ENTERED:
+            _let_go(pid, forwarder, go_write)
+            report = os.read(report_read, 4096)
         if report:
             os.waitpid(pid, 0)
             forwarder.finish()
@@ -115,16 +138,34 @@ def _run_command(plan: Plan, forwarder: ForwarderProcess, signals: Signals) -> E
             raise GraftError(text, status=int(code))
         status = _watch(pid, forwarder)
     except _ForwarderDied:
-        end_everyone_in(workload_ns)
+        if forwarder.workload_ns_fd is not None:
+            end_everyone_in(os.fstat(forwarder.workload_ns_fd).st_ino)
         os.waitpid(pid, 0)
         if plan.status_dir is not None:
             control_sockets.remove_stale(f"{plan.status_dir}/{plan.settings.kind}-{pid}.sock")
         raise GraftError("the forwarder died; the command's network is gone and the command was ended") from None
     finally:
         os.close(report_read)
+        os.close(go_write)
     tally = forwarder.finish()
     _reap(forwarder.pid)
     return Ending(status, tally)
+
+
+def _let_go(pid: int, forwarder: ForwarderProcess, go_write: int) -> None:
+    """The command has entered; when the forwarder is ready for its flows it may go on. Raises GraftError."""
+    try:
+        forwarder.started(pid)
+    except GraftError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        forwarder.finish()
+        os.waitpid(forwarder.pid, 0)
+        raise
+    try:
+        os.write(go_write, b"g")
+    except BrokenPipeError:
+        pass  # it failed before; its report says why
 
 
 class _ForwarderDied(Exception):

@@ -6,6 +6,7 @@ All raise ``OSError`` with the call's name as the file name, so that an error li
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 CLONE_NEWNS = 0x00020000
@@ -25,6 +26,7 @@ MNT_DETACH = 0x2
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
+PR_SET_PTRACER = 0x59616D61
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
@@ -70,6 +72,12 @@ def set_parent_death_signal(number: int) -> None:
 def set_not_dumpable() -> None:
     """Keep processes of our own uid from attaching to us or opening our descriptors through /proc."""
     _check(_libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
+
+
+def set_ptracer(pid: int) -> None:
+    """Let ``pid`` trace us where Yama would allow our ancestors alone. Without Yama there is nobody to ask."""
+    if _libc.prctl(PR_SET_PTRACER, pid, 0, 0, 0) == -1 and ctypes.get_errno() != errno.EINVAL:
+        _check(-1, "prctl")
 
 
 def clear_ambient_capabilities() -> None:

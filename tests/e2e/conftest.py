@@ -62,25 +62,31 @@ def _pinned(lab: Lab) -> list[str]:
         return [line for line in file if " - nsfs " in line]
 
 
-def host_as(name: str, lab: Lab) -> Host:
-    return Host(lab, lab.identities[name], lab.place / f"t{next(_number)}")
+def host_as(name: str, lab: Lab, mode: str = "route") -> Host:
+    return Host(lab, lab.identities[name], lab.place / f"t{next(_number)}", mode)
+
+
+@pytest.fixture
+def mode() -> str:
+    """``exec --mode``; a module whose tests hold in both says so: pytest.mark.parametrize("mode", MODES)."""
+    return "route"
 
 
 @pytest.fixture(params=["user", "root"])
-def host(request: pytest.FixtureRequest, lab: Lab) -> Host:
+def host(request: pytest.FixtureRequest, lab: Lab, mode: str) -> Host:
     """The host, for the unprivileged user and for root: what must work for both."""
-    return host_as(request.param, lab)
+    return host_as(request.param, lab, mode)
 
 
 @pytest.fixture
-def user_host(lab: Lab) -> Host:
+def user_host(lab: Lab, mode: str) -> Host:
     """The host for the unprivileged user only: where privilege makes no difference."""
-    return host_as("user", lab)
+    return host_as("user", lab, mode)
 
 
 @pytest.fixture
-def root_host(lab: Lab) -> Host:
-    return host_as("root", lab)
+def root_host(lab: Lab, mode: str) -> Host:
+    return host_as("root", lab, mode)
 
 
 @pytest.fixture

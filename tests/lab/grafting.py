@@ -56,10 +56,11 @@ class Grafted:
 
 
 class Host:
-    """The lab's host as one user sees it."""
+    """The lab's host as one user sees it. ``mode`` is exec's."""
 
-    def __init__(self, lab: Lab, identity: Identity, place: Path) -> None:
+    def __init__(self, lab: Lab, identity: Identity, place: Path, mode: str = "route") -> None:
         self.lab = lab
+        self.mode = mode
         self.identity = identity
         self.place = identity.own_directory(place)  # a directory of the user's, empty for each test
         self._runs = 0
@@ -79,7 +80,8 @@ class Host:
         return {**self.identity.environment(), **(more or {})}
 
     def graft_argv(self, options: Sequence[str], command: Sequence[str]) -> list[str]:
-        return [installed_command(), "exec", *options, "--", *command]
+        mode = [] if self.mode == "route" else ["--mode", self.mode]
+        return [installed_command(), "exec", *mode, *options, "--", *command]
 
     def run(
         self, *command: str, input: bytes = b"", env: Mapping[str, str] | None = None,
