@@ -1,0 +1,227 @@
+"""How a program's own TCP socket is kept waiting in connect(), and comes to be connected with us or to fail.
+
+**Kept waiting.** A listener of ours, the *waiting room*, drops every packet by a socket filter. The program's socket,
+open here too, is connected to it and stays in SYN_SENT: a true connect() under way, with the kernel's own ways of
+being waited for, polled, interrupted and timed out.
+
+**Connected.** A socket of ours with the waiting room's address (SO_REUSEPORT) connects to the program's socket: TCP's
+simultaneous open (RFC 9293, 3.5). Both are established within our call. The waiting room never accepts anybody, so no
+stranger comes in this way.
+
+**Connected where loopback is translated (SNAT).** The crossing SYN gets another source on its way and pairs with
+nothing. Then the program's socket is disconnected and connects to a listener that exists for this one connection.
+
+**Failed.** A connection crossed and reset, or, when no thread can be on its way into connect(), a connection to a port
+where nobody listens. Between "disconnected" and "connecting again" a thread that comes natively into connect() would
+start a connection of its own, past us; so that is done only while every such thread is seen asleep in its call.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+from errno import EADDRNOTAVAIL, ECONNABORTED, EINPROGRESS, ENETUNREACH
+
+from netns_graft.linux.sockets import drop_everything
+from netns_graft.tracing.sockets import (
+    LOOPBACK,
+    TCP_CLOSE,
+    TCP_ESTABLISHED,
+    bound_elsewhere,
+    family_of,
+    fresh,
+    in_form,
+    own_name,
+    packed,
+    ready,
+    tcp_state,
+    text,
+    without_waiting,
+)
+
+ROOMS_LIMIT = 16  # waiting rooms of one IP version; each holds as many connections as there are ephemeral ports
+_TCP_FASTOPEN_CONNECT = 30
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST
+_STREAM = socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+_ASLEEP_SECONDS = 0.05
+
+
+class Rooms:
+    """The waiting rooms, and a port where nobody listens, for IPv4 and for IPv6 where the host has ``::1``."""
+
+    def __init__(self) -> None:
+        """OSError when not even 127.0.0.1 can be bound."""
+        self._rooms: dict[int, list[socket.socket]] = {4: [], 16: []}
+        self._deaf: dict[int, socket.socket] = {}
+        try:
+            for size in (4, 16):
+                try:
+                    self._rooms[size].append(_room(size))
+                    self._deaf[size] = _bound(size)
+                except OSError:
+                    if size == 4:
+                        raise
+        except OSError:
+            self.close()
+            raise
+
+    def hold(self, sock: socket.socket, host: bytes) -> tuple[str, int]:
+        """Have ``sock`` (closed, the program's) wait in a connect() that is meant for ``host``. Returns the room.
+
+        OSError, the socket being as it was before: what the kernel says, ENETUNREACH where ``sock`` cannot come here.
+        """
+        if bound_elsewhere(sock):
+            raise OSError(ENETUNREACH, "tied to an interface other than lo")
+        if sock.getsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_CONNECT):
+            # It would defer the SYN to the first write, and there would be nothing to hold.
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_CONNECT, 0)
+        rooms, tried = self._rooms[len(host)], 0
+        if not rooms:
+            raise OSError(ENETUNREACH, "this host has no IPv6")
+        while True:
+            if tried == len(rooms):
+                if tried == ROOMS_LIMIT:
+                    raise OSError(EADDRNOTAVAIL, "no port is free")
+                rooms.append(_room(len(host)))
+            name: tuple[str, int] = rooms[-1].getsockname()[:2]
+            with without_waiting(sock):
+                code = sock.connect_ex(in_form(sock, packed(name[0]), name[1]))
+            if code == EINPROGRESS:
+                return name
+            if code == 0:
+                fresh(sock)  # somebody took our filter away, or loopback is not what it was
+                code = ECONNABORTED
+            if code != EADDRNOTAVAIL:
+                raise OSError(code, "cannot wait")
+            rooms.insert(0, rooms.pop())  # its ports are used up: the next to try last
+            tried += 1
+
+    def refuse(self, sock: socket.socket, host: bytes) -> None:
+        """``sock`` fails as if the destination had refused: a pollable error, ECONNREFUSED in SO_ERROR. OSError."""
+        fresh(sock)
+        name = self._deaf[len(host)].getsockname()
+        with without_waiting(sock):
+            sock.connect_ex(in_form(sock, packed(name[0]), name[1]))
+
+    def close(self) -> None:
+        for rooms in self._rooms.values():
+            for sock in rooms:
+                sock.close()
+        for sock in self._deaf.values():
+            sock.close()
+
+
+def cross(sock: socket.socket, room: tuple[str, int]) -> socket.socket | None:
+    """Our end of a connection with ``sock``, which waits in ``room``; None where its packets do not find back here."""
+    host, port = own_name(sock)
+    ours_sock = socket.socket(family_of(host), _STREAM)
+    try:
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            ours_sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        ours_sock.bind(room)
+        ours_sock.connect_ex((text(host), port))
+        if _established(ours_sock) and _established(sock):
+            ours_sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return ours_sock
+    except OSError:
+        pass
+    except BaseException:
+        ours_sock.close()
+        raise
+    reset(ours_sock)
+    return None
+
+
+def by_listener(sock: socket.socket, host: bytes, asleep: Callable[[], bool]) -> socket.socket | None:
+    """Our end of a new connection of ``sock``, by a listener for it alone; its port changes unless it was bound.
+
+    None when that failed, or somebody else came too: then nobody is let in. ``asleep``: is every thread that is in
+    connect() for ``sock`` waiting there?
+    """
+    if not seen(asleep):
+        return None
+    with _bound(len(host)) as listen_sock:
+        listen_sock.listen(16)  # room for a stranger beside the one we wait for, or the latter would not be told
+        name = listen_sock.getsockname()
+        fresh(sock)
+        with without_waiting(sock):
+            sock.connect_ex(in_form(sock, packed(name[0]), name[1]))
+        if not ready(listen_sock, select.POLLIN):
+            return None
+        ours_sock, _ = listen_sock.accept()
+        try:
+            listen_sock.accept()[0].close()
+            alone = False
+        except BlockingIOError:
+            alone = True
+        if alone and _established(sock):
+            ours_sock.setblocking(False)
+            ours_sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return ours_sock
+        reset(ours_sock)
+        return None
+
+
+def finish(sock: socket.socket) -> None:
+    """After a connection that a waiting thread was torn from: connect() on ``sock`` says EISCONN from now on."""
+    try:
+        name = sock.getpeername()[:2]
+    except OSError:
+        return  # reset already
+    with without_waiting(sock):
+        sock.connect_ex(name)
+
+
+def seen(asleep: Callable[[], bool]) -> bool:
+    """``asleep()`` within the moment that a thread needs to get where it waits."""
+    deadline = time.monotonic() + _ASLEEP_SECONDS
+    while not asleep():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.0002)
+    return True
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with RST."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    except OSError:
+        pass
+    sock.close()
+
+
+def _established(sock: socket.socket) -> bool:
+    state = tcp_state(sock)
+    if state not in (TCP_ESTABLISHED, TCP_CLOSE):
+        ready(sock, select.POLLOUT)
+        state = tcp_state(sock)
+    return state == TCP_ESTABLISHED
+
+
+def _bound(size: int) -> socket.socket:
+    """A TCP socket at a free port of loopback."""
+    sock = socket.socket(socket.AF_INET if size == 4 else socket.AF_INET6, _STREAM)
+    try:
+        sock.bind((LOOPBACK[size], 0))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _room(size: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET if size == 4 else socket.AF_INET6, _STREAM)
+    try:
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        sock.bind((LOOPBACK[size], 0))
+        drop_everything(sock)
+        sock.listen(1)
+    except OSError:
+        sock.close()
+        raise
+    return sock
