@@ -55,49 +55,54 @@ class Connecting:
             return None
         sock, peer = self._sock, self._peer
         ours_sock = None
-        try:
-            if tcp_state(sock) == TCP_SYN_SENT:
-                ours_sock = self._joined(sock)
-                if ours_sock is None:
-                    self._fail(sock, ECONNABORTED)
-        except OSError:
-            pass  # no descriptor or no port is left: the program's call times out
+        if tcp_state(sock) == TCP_SYN_SENT:
+            ours_sock = self._joined(sock)
+            if ours_sock is None:
+                self._fail(sock, ECONNABORTED)
         peer.connected = ours_sock is not None
         self._done()
         return ours_sock
 
     def _joined(self, sock: socket.socket) -> socket.socket | None:
-        ours_sock = crossing.cross(sock, self._room)
-        if ours_sock is None:
-            ours_sock = crossing.by_listener(sock, self.target, self._asleep)
-            if ours_sock is not None:
-                self._peer.torn = True
-                self.source = own_name(sock)
+        try:
+            ours_sock = crossing.cross(sock, self._room)
+            if ours_sock is None:
+                ours_sock = crossing.by_listener(sock, self.target, self._asleep)
+                if ours_sock is not None:
+                    self._peer.torn = True
+                    self.source = own_name(sock)
+        except OSError:
+            return None  # no descriptor or no port is left
         return ours_sock
 
     def fail(self, number: int) -> None:
         """The program's connect() fails with errno ``number``, or SO_ERROR tells it."""
         if self.over or self._sock is None:
             return
-        try:
-            if tcp_state(self._sock) == TCP_SYN_SENT:
-                self._fail(self._sock, number)
-        except OSError:
-            pass
+        if tcp_state(self._sock) == TCP_SYN_SENT:
+            self._fail(self._sock, number)
         self._done()
 
     def _fail(self, sock: socket.socket, number: int) -> None:
         self._peers.failed(self._peer, number)
+        try:
+            self._make_fail(sock)
+        except OSError:
+            pass  # neither descriptor nor port: its own time limit ends it, and the errno is told then
+
+    def _make_fail(self, sock: socket.socket) -> None:
         if self._entering:
             fresh(sock)
-        elif not self._peer.waiters():
-            self._rooms.refuse(sock, self.target)
-        else:
-            ours_sock = crossing.cross(sock, self._room)
-            if ours_sock is not None:
-                crossing.reset(ours_sock)
-            elif crossing.seen(self._asleep):
-                fresh(sock)
+            return
+        try:
+            if crossing.refuse(sock, self._room):
+                return
+        except OSError:
+            pass  # no descriptor is left
+        if not self._peer.waiters():
+            self._rooms.refuse_afar(sock, self.target)
+        elif crossing.seen(self._asleep):
+            fresh(sock)
 
     def abandon(self) -> None:
         """The program's socket went on without us: it timed out, or was disconnected."""

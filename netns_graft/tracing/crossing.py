@@ -11,9 +11,12 @@ stranger comes in this way.
 **Connected where loopback is translated (SNAT).** The crossing SYN gets another source on its way and pairs with
 nothing. Then the program's socket is disconnected and connects to a listener that exists for this one connection.
 
-**Failed.** A connection crossed and reset, or, when no thread can be on its way into connect(), a connection to a port
-where nobody listens. Between "disconnected" and "connecting again" a thread that comes natively into connect() would
-start a connection of its own, past us; so that is done only while every such thread is seen asleep in its call.
+**Failed.** A crossing of which our side keeps back the last ACK (TCP_DEFER_ACCEPT), and resets instead: the program's
+socket goes from SYN_SENT by SYN_RECV to closed with an error, so that nobody ever sees it writable without one. Where
+loopback is translated: disconnected, and connected to a port where nobody listens.
+
+Between "disconnected" and "connecting again" a thread that comes natively into connect() would start a connection of
+its own, past us; so that is done only while every such thread is seen asleep in its call.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from netns_graft.tracing.sockets import (
     LOOPBACK,
     TCP_CLOSE,
     TCP_ESTABLISHED,
+    TCP_SYN_RECV,
     bound_elsewhere,
     family_of,
     fresh,
@@ -99,8 +103,8 @@ class Rooms:
             rooms.insert(0, rooms.pop())  # its ports are used up: the next to try last
             tried += 1
 
-    def refuse(self, sock: socket.socket, host: bytes) -> None:
-        """``sock`` fails as if the destination had refused: a pollable error, ECONNREFUSED in SO_ERROR. OSError."""
+    def refuse_afar(self, sock: socket.socket, host: bytes) -> None:
+        """``sock`` leaves its room and fails elsewhere: a pollable error, ECONNREFUSED for the kernel. OSError."""
         fresh(sock)
         name = self._deaf[len(host)].getsockname()
         with without_waiting(sock):
@@ -116,23 +120,51 @@ class Rooms:
 
 def cross(sock: socket.socket, room: tuple[str, int]) -> socket.socket | None:
     """Our end of a connection with ``sock``, which waits in ``room``; None where its packets do not find back here."""
-    host, port = own_name(sock)
-    ours_sock = socket.socket(family_of(host), _STREAM)
+    ours_sock = _opposite(sock, room)
     try:
-        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
-            ours_sock.setsockopt(socket.SOL_SOCKET, option, 1)
-        ours_sock.bind(room)
-        ours_sock.connect_ex((text(host), port))
+        ours_sock.connect_ex(_to(sock))
         if _established(ours_sock) and _established(sock):
             ours_sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return ours_sock
     except OSError:
         pass
-    except BaseException:
-        ours_sock.close()
-        raise
     reset(ours_sock)
     return None
+
+
+def refuse(sock: socket.socket, room: tuple[str, int]) -> bool:
+    """``sock``, which waits in ``room``, fails: pollable, and with an error (ECONNRESET) for who asks the kernel.
+
+    False where our packets do not reach it; it waits on. OSError.
+    """
+    ours_sock = _opposite(sock, room)
+    try:
+        ours_sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
+        ours_sock.connect_ex(_to(sock))
+        _established(ours_sock)
+    finally:
+        reset(ours_sock)
+    if tcp_state(sock) == TCP_SYN_RECV:
+        ready(sock, 0)  # our RST is on its way
+    return tcp_state(sock) == TCP_CLOSE
+
+
+def _opposite(sock: socket.socket, room: tuple[str, int]) -> socket.socket:
+    """A socket with the name that ``sock`` connects to. OSError."""
+    ours_sock = socket.socket(family_of(packed(room[0])), _STREAM)
+    try:
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            ours_sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        ours_sock.bind(room)
+    except OSError:
+        ours_sock.close()
+        raise
+    return ours_sock
+
+
+def _to(sock: socket.socket) -> tuple[str, int]:
+    host, port = own_name(sock)
+    return text(host), port
 
 
 def by_listener(sock: socket.socket, host: bytes, asleep: Callable[[], bool]) -> socket.socket | None:

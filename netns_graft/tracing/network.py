@@ -255,7 +255,7 @@ class Network:
             if not (peer.torn and result in _TORN):
                 return None
             return 0 if self._after(call, number, crossing.finish) else None
-        if result == -EINPROGRESS:
+        if result in (-EINPROGRESS, -EALREADY):
             return None  # SO_SNDTIMEO; it goes on, too
         if peer.attempt is not None:
             peer.attempt.abandon()
