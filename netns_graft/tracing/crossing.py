@@ -1,8 +1,9 @@
 """How a program's own TCP socket is kept waiting in connect(), and comes to be connected with us or to fail.
 
-**Kept waiting.** A listener of ours, the *waiting room*, drops every packet by a socket filter. The program's socket,
-open here too, is connected to it and stays in SYN_SENT: a true connect() under way, with the kernel's own ways of
-being waited for, polled, interrupted and timed out.
+**Kept waiting.** A listener of ours, the *waiting room*, has its accept queue full for good with one connection of our
+own, and so leaves every SYN without an answer. (A socket filter that drops everything would do the same, but Linux 6.18
+keeps those on TCP sockets for CAP_NET_ADMIN.) The program's socket, open here too, is connected to it and stays in
+SYN_SENT: a true connect() under way, with the kernel's own ways of being waited for, polled, interrupted and timed out.
 
 **Connected.** A socket of ours with the waiting room's address (SO_REUSEPORT) connects to the program's socket: TCP's
 simultaneous open (RFC 9293, 3.5). Both are established within our call. The waiting room never accepts anybody, so no
@@ -28,7 +29,6 @@ import time
 from collections.abc import Callable
 from errno import EADDRNOTAVAIL, ECONNABORTED, EINPROGRESS, ENETUNREACH
 
-from netns_graft.linux.sockets import drop_everything
 from netns_graft.tracing.sockets import (
     LOOPBACK,
     TCP_CLOSE,
@@ -58,12 +58,12 @@ class Rooms:
 
     def __init__(self) -> None:
         """OSError when not even 127.0.0.1 can be bound."""
-        self._rooms: dict[int, list[socket.socket]] = {4: [], 16: []}
+        self._rooms: dict[int, list[_Room]] = {4: [], 16: []}
         self._deaf: dict[int, socket.socket] = {}
         try:
             for size in (4, 16):
                 try:
-                    self._rooms[size].append(_room(size))
+                    self._rooms[size].append(_Room(size))
                     self._deaf[size] = _bound(size)
                 except OSError:
                     if size == 4:
@@ -89,14 +89,14 @@ class Rooms:
             if tried == len(rooms):
                 if tried == ROOMS_LIMIT:
                     raise OSError(EADDRNOTAVAIL, "no port is free")
-                rooms.append(_room(len(host)))
-            name: tuple[str, int] = rooms[-1].getsockname()[:2]
+                rooms.append(_Room(len(host)))
+            name: tuple[str, int] = rooms[-1].name
             with without_waiting(sock):
                 code = sock.connect_ex(in_form(sock, packed(name[0]), name[1]))
             if code == EINPROGRESS:
                 return name
             if code == 0:
-                fresh(sock)  # somebody took our filter away, or loopback is not what it was
+                fresh(sock)  # the room is no longer full: loopback is not what it was
                 code = ECONNABORTED
             if code != EADDRNOTAVAIL:
                 raise OSError(code, "cannot wait")
@@ -112,8 +112,8 @@ class Rooms:
 
     def close(self) -> None:
         for rooms in self._rooms.values():
-            for sock in rooms:
-                sock.close()
+            for room in rooms:
+                room.close()
         for sock in self._deaf.values():
             sock.close()
 
@@ -245,15 +245,25 @@ def _bound(size: int) -> socket.socket:
     return sock
 
 
-def _room(size: int) -> socket.socket:
-    sock = socket.socket(socket.AF_INET if size == 4 else socket.AF_INET6, _STREAM)
-    try:
-        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
-            sock.setsockopt(socket.SOL_SOCKET, option, 1)
-        sock.bind((LOOPBACK[size], 0))
-        drop_everything(sock)
-        sock.listen(1)
-    except OSError:
-        sock.close()
-        raise
-    return sock
+class _Room:
+    """A listener that answers nobody. OSError."""
+
+    def __init__(self, size: int) -> None:
+        self._sock = socket.socket(socket.AF_INET if size == 4 else socket.AF_INET6, _STREAM)
+        self._guest_sock = socket.socket(self._sock.family, _STREAM)
+        try:
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                self._sock.setsockopt(socket.SOL_SOCKET, option, 1)
+            self._sock.bind((LOOPBACK[size], 0))
+            self.name: tuple[str, int] = self._sock.getsockname()[:2]
+            self._sock.listen(0)  # room for one, who is never let in
+            self._guest_sock.connect_ex(self.name)
+            if not _established(self._guest_sock):
+                raise OSError(EADDRNOTAVAIL, "a stranger was faster, or loopback does not carry TCP")
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._sock.close()
+        self._guest_sock.close()
