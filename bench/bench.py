@@ -113,6 +113,9 @@ def rows(lab: Lab) -> list[Row]:
         Row("netns-graft exec --accept-first", [*graft, "--accept-first", "--"]),
         Row("netns-graft exec --flows FILE", [*graft, "--flows", "flows.jsonl", "--"]),
         Row("netns-graft exec --proxy socks5h:// (microsocks)", [*graft, "--proxy", socks, "--"]),
+        # The server's address is the host's own, which mode ptrace leaves alone unless told.
+        Row("netns-graft exec --mode ptrace", [*graft, "--mode", "ptrace", "--not-ignore-local", "--"]),
+        Row("graftcp (mgraftcp), direct", ["mgraftcp", "-n", "--select_proxy_mode", "direct"], "mgraftcp"),
         Row("proxychains4 (microsocks)", ["proxychains4", "-q", "-f", str(chains)], "proxychains4"),
         Row("pasta, tap path", [*pasta, "--"], "pasta"),
         Row("pasta, splice path", [*pasta, "-T", f"{IPERF_PORT},{HTTP_PORT}", "--"], "pasta", "127.0.0.1"),

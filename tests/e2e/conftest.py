@@ -68,8 +68,8 @@ def host_as(name: str, lab: Lab, mode: str = "route") -> Host:
 
 @pytest.fixture
 def mode() -> str:
-    """``exec --mode``; a module whose tests hold in both says so: pytest.mark.parametrize("mode", MODES)."""
-    return "route"
+    """``exec --mode``. tests/run has the whole folder run in each; what holds in one alone is marked so."""
+    return os.environ.get("NETNS_GRAFT_TEST_MODE", "route")
 
 
 @pytest.fixture(params=["user", "root"])
