@@ -6,13 +6,15 @@ import os
 import sys
 
 from netns_graft.cli.summary import print_summary
+from netns_graft.cli.terminal import say
 from netns_graft.dialling.credentials import PASSWORD_VARIABLE, USERNAME_VARIABLE
 from netns_graft.dns.resolv_conf import loopback_resolvers, resolv_conf_for_workload
 from netns_graft.errors import GraftError
 from netns_graft.graft.command import Login
 from netns_graft.graft.supervisor import Plan, Tracing, run
 from netns_graft.journal import Tally
-from netns_graft.linux import places
+from netns_graft.linux import host_files, places
+from netns_graft.linux.cable import GATEWAY_V4
 from netns_graft.options import GraftOptions
 from netns_graft.settings import settings_for
 
@@ -39,6 +41,9 @@ def run_exec(options: GraftOptions, command: list[str]) -> int:
         login=login,
         tracing=Tracing(options.ignore_local, options.strict) if options.mode == "ptrace" else None,
     )
+    if plan.tracing is not None and not _inside_a_graft():
+        passes = "" if options.strict else "io_uring, raw sockets and "
+        say("warning", f"mode ptrace is not a sandbox: {passes}programs that work against their tracer get past it")
     ending = run(plan)
     tally = _tally(ending.tally)
     if options.summary or (options.summary is None and sys.stderr.isatty()):
@@ -46,6 +51,14 @@ def run_exec(options: GraftOptions, command: list[str]) -> int:
     if options.fail_on_deny and tally.denied and ending.status == 0:
         return _DENIED
     return ending.status
+
+
+def _inside_a_graft() -> bool:
+    """There, what gets past a tracer still meets the only route."""
+    try:
+        return GATEWAY_V4 in (gateway for _name, gateway in host_files.default_gateways("/"))
+    except OSError:
+        return False
 
 
 def _login(user: str | None) -> Login | None:
