@@ -9,6 +9,11 @@ _TYPE_MASK = 0x3FFF  # the two high bits say "nested" and "network byte order"
 _HEAD = struct.Struct("=HH")
 
 
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute, padded."""
+    return _HEAD.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
 def _walk(data: bytes) -> Iterator[tuple[int, bytes]]:
     offset = 0
     while offset + 4 <= len(data):

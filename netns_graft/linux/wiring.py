@@ -30,21 +30,20 @@ import struct
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from pyroute2 import IPRoute
-
-from netns_graft.linux import gate, packet, syscalls
+from netns_graft.linux import gate, packet, rtnetlink, syscalls
 from netns_graft.linux.cable import DNS_PORT, GATEWAY_V4, GATEWAY_V6, WORKLOAD_V4, WORKLOAD_V6, Wiring
+from netns_graft.linux.rtnetlink import LinkEnd, Request, RouteSocket
 
 MTU = 65535  # the largest a veth takes: +40 % throughput over 1500
-FORWARDER_MAC, WORKLOAD_MAC = "02:67:72:61:66:01", "02:67:72:61:66:02"
+FORWARDER_MAC, WORKLOAD_MAC = b"\x02graf\x01", b"\x02graf\x02"
 TABLE = 100
 RULE_PRIORITY = 100
 
 _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
 _IP_PKTINFO = 8
-_VETH = "v0"
+_VETH, _WORKLOAD_VETH = "v0", "eth0"
+_LOOPBACK = 1  # index of lo in every namespace
 _CABLE_PATIENCE = 5.0  # seconds
 _IFF_UP = 1
 _SIOCGIFFLAGS = 0x8913
@@ -62,7 +61,7 @@ def build(
     ``workload_ns_fd``: a W that exists (borrowed). It must be empty, or OSError EBUSY says what is in it.
     ``hold``: keep SYNs back until the verdict (needs packet sockets; falls back by itself when they are refused).
     ``loopback_resolvers``: addresses such as 127.0.0.53 on which DNS is answered inside W as well.
-    Raises OSError, or pyroute2's NetlinkError (which is one by its ``code``).
+    Raises OSError.
     """
     ipv6 = _has_ipv6()
     if workload_ns_fd is None:
@@ -80,6 +79,7 @@ class Spare:
     """F with everything that needs no cable, made in advance."""
 
     forwarder_ns_fd: int
+    route: RouteSocket  # of F
     listeners: list[socket.socket]
     resolvers: list[socket.socket]
     hold: bool
@@ -90,7 +90,9 @@ class Spare:
 
 def build_spare(*, hold: bool, dns: bool) -> Spare:
     """Most of the work of ``build``, before anybody waits for it. Leaves the calling process in F."""
-    return _forwarder_alone(hold, dns, _has_ipv6())
+    spare = _forwarder_alone(hold, dns, _has_ipv6())
+    _rehearse(spare)
+    return spare
 
 
 def connect_spare(spare: Spare, workload_ns_fd: int, loopback_resolvers: Iterable[str] = ()) -> Wiring:
@@ -106,22 +108,32 @@ def _forwarder_alone(hold: bool, dns: bool, ipv6: bool) -> Spare:
     syscalls.unshare(syscalls.CLONE_NEWNET)
     forwarder_ns_fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     _quiet_sysctls(ipv6)
-    _route_to_listeners(ipv6)
+    route = RouteSocket()
+    _route_to_listeners(route, ipv6)
     families = [socket.AF_INET, socket.AF_INET6] if ipv6 else [socket.AF_INET]
     listeners, port = _transparent_listeners(families)
     resolvers = [_dns_socket(family) for family in families] if dns else []
     mark = b"\x02" + os.urandom(5)
     gate.put_up(_VETH, port, mark=mark if hold else None, dns=dns)
-    return Spare(forwarder_ns_fd, listeners, resolvers, hold, mark, ipv6, dns)
+    return Spare(forwarder_ns_fd, route, listeners, resolvers, hold, mark, ipv6, dns)
+
+
+def _rehearse(spare: Spare) -> None:
+    """The rest of it without a W: what a fork does for the second time takes a third of the time (broker/rehearsal)."""
+    _check_empty()
+    _quiet_sysctls(spare.ipv6)
+    _forwarder_side_requests(_LOOPBACK, spare.ipv6)
+    _workload_side_requests(_LOOPBACK, spare.ipv6)
+    spare.route.sends(_LOOPBACK)
 
 
 def _connect(side: Spare, workload_ns_fd: int, loopback_resolvers: Iterable[str]) -> Wiring:
     """The cable, W's side of it, and the sockets that are born at its ends."""
     syscalls.setns(side.forwarder_ns_fd, syscalls.CLONE_NEWNET)
-    with IPRoute() as route:  # speaks to F wherever we go
-        _wire_forwarder_side(route, workload_ns_fd, side.ipv6)
+    with side.route:
+        index = _wire_forwarder_side(side.route, workload_ns_fd, side.ipv6)
         wiring = _connect_workload(side, workload_ns_fd, loopback_resolvers)
-        _wait_for_cable(route)
+        _wait_for_cable(side.route, index)
     return wiring
 
 
@@ -130,7 +142,7 @@ def _connect_workload(side: Spare, workload_ns_fd: int, loopback_resolvers: Iter
 
     syscalls.setns(workload_ns_fd, syscalls.CLONE_NEWNET)
     _wire_workload_side(side.ipv6)
-    inject_sock = packet.open_injector("eth0") if tap_sock else None
+    inject_sock = packet.open_injector(_WORKLOAD_VETH) if tap_sock else None
     resolvers = list(side.resolvers)
     if side.dns:
         for address in loopback_resolvers:
@@ -220,78 +232,74 @@ def _sysctl(name: str, value: str) -> None:
             raise
 
 
-def _wire_forwarder_side(route: Any, workload_ns_fd: int, ipv6: bool) -> None:
-    route.link(
-        "add",
-        ifname=_VETH,
-        kind="veth",
-        mtu=MTU,
-        address=FORWARDER_MAC,
-        peer={"ifname": "eth0", "mtu": MTU, "address": WORKLOAD_MAC, "net_ns_fd": workload_ns_fd},
-    )
+def _wire_forwarder_side(route: RouteSocket, workload_ns_fd: int, ipv6: bool) -> int:
+    """Called in F. The index of the cable's end there."""
+    ours = LinkEnd(_VETH, FORWARDER_MAC, MTU)
+    route.do([rtnetlink.veth(ours, LinkEnd(_WORKLOAD_VETH, WORKLOAD_MAC, MTU, workload_ns_fd))])
     index = socket.if_nametoindex(_VETH)
-    route.link("set", index=index, state="up")
-    sides = [(socket.AF_INET, WORKLOAD_V4, GATEWAY_V4, 32)]
-    if ipv6:
-        sides.append((socket.AF_INET6, WORKLOAD_V6, GATEWAY_V6, 128))
-    for family, workload, gateway, length in sides:
+    route.do(_forwarder_side_requests(index, ipv6))
+    return index
+
+
+def _forwarder_side_requests(index: int, ipv6: bool) -> list[Request]:
+    requests = [rtnetlink.link_up(index)]
+    for workload, gateway in _sides(ipv6):
         # The gateway's own address is only ever the source of ICMP errors.
-        _address(route, family, index, gateway, length)
-        route.neigh(
-            "add", family=family, dst=workload, lladdr=WORKLOAD_MAC, ifindex=index, state="permanent"
-        )
-        # scope 253 is "link": no gateway between
-        route.route("add", family=family, dst=f"{workload}/{length}", oif=index, scope=253)
-        # W may have more addresses than we gave it: a program's own, NAT's, a nested namespace's. Answers to
-        # them, too, go to W, where else.
-        route.route("add", family=family, dst="default", gateway=workload, oif=index, flags=["onlink"])
+        requests += [
+            rtnetlink.address(index, gateway),
+            rtnetlink.neighbour(index, workload, WORKLOAD_MAC),
+            rtnetlink.route_on_link(index, workload),
+            # W may have more addresses than we gave it: a program's own, NAT's, a nested namespace's. Answers to
+            # them, too, go to W, where else.
+            rtnetlink.default_route(index, workload),
+        ]
+    return requests
 
 
-def _wait_for_cable(route: Any) -> None:
+def _wait_for_cable(route: RouteSocket, index: int) -> None:
     """The first end to be set up sends nothing until a kernel thread has seen that the other is up (link_watch.c).
 
     That takes well under a millisecond, or twenty on a busy machine; an answer lost then costs the program a second
     for TCP and five for DNS.
     """
-    index = route.link_lookup(ifname=_VETH)[0]
     end = time.monotonic() + _CABLE_PATIENCE
-    while route.get_links(index)[0].get_attr("IFLA_QDISC") == "noop":
+    while not route.sends(index):
         if time.monotonic() > end:
             raise OSError(errno.ETIMEDOUT, "the veth does not come up")
-        time.sleep(0.0005)
+        time.sleep(0.0002)
 
 
-def _route_to_listeners(ipv6: bool) -> None:
+def _route_to_listeners(route: RouteSocket, ipv6: bool) -> None:
     """Whatever arrives by the cable is for ourselves, whatever its destination."""
-    with IPRoute() as route:
-        route.link("set", index=1, state="up")
-        for family, everything in ((socket.AF_INET, "0.0.0.0/0"), (socket.AF_INET6, "::/0"))[: 1 + ipv6]:
-            route.rule("add", family=family, priority=RULE_PRIORITY, table=TABLE, iifname=_VETH)
-            # Without the family the kernel answers EOPNOTSUPP; scope 254 is "host".
-            route.route("add", family=family, dst=everything, type="local", scope=254, oif=1, table=TABLE)
+    requests = [rtnetlink.link_up(_LOOPBACK)]
+    for family in (socket.AF_INET, socket.AF_INET6)[: 1 + ipv6]:
+        requests += [
+            rtnetlink.rule(family, _VETH, TABLE, RULE_PRIORITY),
+            rtnetlink.everything_is_local(family, _LOOPBACK, TABLE),
+        ]
+    route.do(requests)
 
 
 def _wire_workload_side(ipv6: bool) -> None:
-    with IPRoute() as route:
-        index = socket.if_nametoindex("eth0")
-        route.link("set", index=1, state="up")
-        sides = [(socket.AF_INET, WORKLOAD_V4, 32, GATEWAY_V4)]
-        if ipv6:
-            sides.append((socket.AF_INET6, WORKLOAD_V6, 128, GATEWAY_V6))
-        for family, own, length, _gateway in sides:
-            _address(route, family, index, own, length)
-        route.link("set", index=index, state="up")
-        for family, _own, _length, gateway in sides:
-            route.neigh(
-                "add", family=family, dst=gateway, lladdr=FORWARDER_MAC, ifindex=index, state="permanent"
-            )
-            # RTNH_F_ONLINK: the gateway lies in no prefix of ours, and need not
-            route.route("add", family=family, dst="default", gateway=gateway, oif=index, flags=["onlink"])
+    """Called in W."""
+    with RouteSocket() as route:
+        route.do(_workload_side_requests(socket.if_nametoindex(_WORKLOAD_VETH), ipv6))
 
 
-def _address(route: Any, family: int, index: int, address: str, length: int) -> None:
-    flags = {"flags": 0x02} if family == socket.AF_INET6 else {}  # IFA_F_NODAD: usable at once
-    route.addr("add", family=family, index=index, address=address, prefixlen=length, **flags)
+def _workload_side_requests(index: int, ipv6: bool) -> list[Request]:
+    sides = _sides(ipv6)
+    requests: list[Request] = [rtnetlink.link_up(_LOOPBACK)]
+    requests += [rtnetlink.address(index, workload) for workload, _gateway in sides]
+    requests.append(rtnetlink.link_up(index))
+    for _workload, gateway in sides:
+        # The gateway lies in no prefix of ours, and need not.
+        requests += [rtnetlink.neighbour(index, gateway, FORWARDER_MAC), rtnetlink.default_route(index, gateway)]
+    return requests
+
+
+def _sides(ipv6: bool) -> list[tuple[str, str]]:
+    """W's address and the gateway's, of each family."""
+    return [(WORKLOAD_V4, GATEWAY_V4), (WORKLOAD_V6, GATEWAY_V6)][: 1 + ipv6]
 
 
 def _transparent_listeners(families: list[socket.AddressFamily]) -> tuple[list[socket.socket], int]:

@@ -26,7 +26,7 @@ from netns_graft.linux.wiring import FORWARDER_MAC, WORKLOAD_MAC
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 QUICK = 0.5  # seconds
-MAC_F, MAC_W = (bytes.fromhex(mac.replace(":", "")) for mac in (FORWARDER_MAC, WORKLOAD_MAC))
+MAC_F, MAC_W = FORWARDER_MAC, WORKLOAD_MAC
 IP_RECVERR = 11
 
 
