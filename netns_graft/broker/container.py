@@ -80,8 +80,7 @@ class Answering:
             self._refuse(f"internal error: {type(error).__name__}: {error}")
             return 1
         finally:
-            if self.spare is not None:
-                self.spare.close()
+            self._close_spare()
             if self.status is not None:
                 self.status.abandon()
         return 0
@@ -178,7 +177,6 @@ class Answering:
         settings, cable = wiring
         settings.container_id, settings.container_name = member.container_id, member.name
         syscalls.set_not_dumpable()
-        asyncio.run(settings.upstreams.check())
         name, self.status = self._status(request, bundle)
         life = ContainerLife(name, first, member, lambda text: tell(f"{self.who}: {text}"))
         if request.ends_on_deny:
@@ -190,6 +188,7 @@ class Answering:
             f"{settings.policy_text}, {settings.upstream_text}, dns {settings.dns}"
         )
         self._answer("ready")
+        self._close_spare()
         serve(ByPackets(cable), settings, life, lambda _name: self.status)
 
     def _end(self, request: HookRequest, name: str, life: ContainerLife) -> None:
@@ -235,7 +234,7 @@ class Answering:
         if settings.dns == "forward" and not settings.resolvers_by_proxy:
             settings.resolvers = bundle.chosen_resolvers(_host_resolv_conf()) or settings.resolvers
         try:
-            wiring = self._build(first.ns_fd, not options.accept_first, settings.dns != "off", bundle)
+            wiring = self._build(first.ns_fd, options, settings, bundle)
         except BuildError as error:
             settings.upstreams.close()
             if settings.journal is not None:
@@ -245,20 +244,32 @@ class Answering:
             raise GraftError(f"cannot wire the container's network: {error}") from None
         return settings, wiring
 
-    def _build(self, ns_fd: int, hold: bool, dns: bool, bundle: Bundle) -> Wiring:
-        """With the spare if that will do. BuildError."""
+    def _build(self, ns_fd: int, options: GraftOptions, settings: Settings, bundle: Bundle) -> Wiring:
+        """With the spare if that will do. BuildError; ConfigError for a proxy whose name has no address."""
+        hold, dns = not options.accept_first, settings.dns != "off"
         loopback = bundle.loopback_resolvers() if dns else []
-        spare, self.spare = self.spare, None
-        if spare is not None:
+
+        def meanwhile() -> None:
+            if options.proxies:
+                asyncio.run(settings.upstreams.check())
+
+        if self.spare is not None and (self.spare.hold, self.spare.dns) == (hold, dns):
             try:
-                if (spare.hold, spare.dns) == (hold, dns):
-                    return spare.connect(ns_fd, loopback)
-            finally:
-                spare.close()
+                return self.spare.connect(ns_fd, loopback, meanwhile)
+            except BuildError:
+                self._close_spare()
+                raise
+        self._close_spare()
         workload.enter_owner_of(ns_fd)
         return build_in_child(
-            hold=hold, dns=dns, loopback_resolvers=loopback, meanwhile=lambda: None, workload_ns_fd=ns_fd
+            hold=hold, dns=dns, loopback_resolvers=loopback, meanwhile=meanwhile, workload_ns_fd=ns_fd
         )
+
+    def _close_spare(self) -> None:
+        """Its builder's end takes some milliseconds: after the answer, when it was of use."""
+        if self.spare is not None:
+            self.spare.close()
+            self.spare = None
 
     def _status(self, request: HookRequest, bundle: Bundle) -> tuple[str, StatusSocket]:
         """The workload's name and its socket. A former life of the same container is given time to end."""

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from functools import partial
 
 from netns_graft.broker.container import Answering, tell
+from netns_graft.broker.rehearsal import rehearse
 from netns_graft.errors import GraftError
 from netns_graft.graft.builder import SpareBuilder
 from netns_graft.graft.forwarder_process import detach
@@ -295,6 +296,10 @@ def _be_spare(channel: socket.socket, brokers_end: socket.socket, runtime: str) 
     brokers_end.close()
     detach()
     spare = SpareBuilder(hold=True, dns=True)
+    try:
+        rehearse()
+    except OSError as error:
+        tell(f"a spare cannot rehearse: {error.strerror}")
     data, fds, _flags, _address = socket.recv_fds(channel, 16, 1)
     channel.close()
     if not data:

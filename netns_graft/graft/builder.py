@@ -56,9 +56,12 @@ class SpareBuilder:
         data, fds, _flags, _address = socket.recv_fds(channel, _MESSAGE, 1)
         return cables.connect_spare(spare, fds[0], json.loads(data)) if data else None
 
-    def connect(self, workload_ns_fd: int, loopback_resolvers: Sequence[str]) -> Wiring:
-        """Wire the W (borrowed) and take over the sockets. Once. Raises BuildError."""
+    def connect(
+        self, workload_ns_fd: int, loopback_resolvers: Sequence[str], meanwhile: Callable[[], None]
+    ) -> Wiring:
+        """Wire the W (borrowed) and take over the sockets. Once. Raises BuildError. ``meanwhile`` as above."""
         self._builder.send_fd(json.dumps(list(loopback_resolvers)).encode(), workload_ns_fd)
+        meanwhile()
         return self._builder.result()
 
     def close(self) -> None:
