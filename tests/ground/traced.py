@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ground.child import end, fork, wait
-
 from netns_graft.linux import ptrace, seccomp
 from netns_graft.tracing.call import Call
 from netns_graft.tracing.tracer import Tracer
