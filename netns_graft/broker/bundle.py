@@ -11,10 +11,11 @@ import ipaddress
 import json
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from netns_graft.dns.resolv_conf import ResolvConf, parse_resolv_conf
+from netns_graft.dns.resolv_conf import Nameserver, ResolvConf, is_near, parse_resolv_conf
 from netns_graft.errors import GraftError
 
 _CONFIG_LIMIT = 16 << 20
@@ -42,12 +43,16 @@ class Bundle:
         loopback = [server.address for server in servers if ipaddress.ip_address(server.address).is_loopback]
         return loopback if servers else ["127.0.0.1", "::1"]
 
-    def chosen_resolvers(self, host_text: str) -> ResolvConf | None:
-        """The servers that the user chose for this container (``--dns``) over the host's; None: the host's."""
+    def chosen_resolvers(self, host_text: str, named: Sequence[str] = ()) -> ResolvConf | None:
+        """The servers that the user chose for this container over the host's; None: the host's. ``named``: addresses
+        of which we were told; else those in the file that its engine wrote, where they are not the host's.
+        """
+        here, host = parse_resolv_conf(self.resolv_conf if self.by_engine else ""), parse_resolv_conf(host_text)
+        if named:
+            return replace(here, nameservers=tuple(Nameserver(address) for address in named))
         if not self.by_engine:
             return None
-        here, host = parse_resolv_conf(self.resolv_conf), parse_resolv_conf(host_text)
-        chosen = [server for server in here.nameservers if not _is_near(server.address)]
+        chosen = [server for server in here.nameservers if not is_near(server.address)]
         if not chosen or set(chosen) <= set(host.nameservers):
             return None
         return replace(here, nameservers=tuple(chosen))
@@ -101,7 +106,3 @@ def _read(path: str, limit: int) -> bytes:
     finally:
         os.close(fd)
 
-
-def _is_near(address: str) -> bool:
-    parsed = ipaddress.ip_address(address)
-    return parsed.is_loopback or parsed.is_link_local or parsed.is_multicast or parsed.is_unspecified

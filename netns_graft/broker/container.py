@@ -231,8 +231,11 @@ class Answering:
     ) -> tuple[Settings, Wiring]:
         settings = settings_for("build" if request.group else "container", options)
         settings.policy_text = _policy_text(request, options)
+        if settings.resolvers_by_proxy and request.nameservers:
+            raise GraftError("nameserver and dns-server: questions go to one of them")
         if settings.dns == "forward" and not settings.resolvers_by_proxy:
-            settings.resolvers = bundle.chosen_resolvers(_host_resolv_conf()) or settings.resolvers
+            chosen = bundle.chosen_resolvers(_host_resolv_conf(), request.nameservers)
+            settings.resolvers = chosen or settings.resolvers
         try:
             wiring = self._build(first.ns_fd, options, settings, bundle)
         except BuildError as error:

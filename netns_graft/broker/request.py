@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from netns_graft.dns.resolv_conf import is_near
 from netns_graft.errors import ConfigError, GraftError
 from netns_graft.options import FILES, REPEATABLE, GraftOptions, named_options
 
@@ -20,7 +21,9 @@ ANNOTATION = "io.netns-graft."
 LINE_LIMIT = 4 << 20  # bytes; a state carries the container's annotations
 STAGES = ("createRuntime", "poststop")
 _KEYS = frozenset({"stage", "state", "options", "group", "annotations"})
-_ENDING = "end-on-deny"  # for containers alone: who runs a command can end it himself
+# For containers alone: who runs a command can end it himself, and has the host's resolvers.
+_ENDING, _NAMESERVER = "end-on-deny", "nameserver"
+_CONTAINERS = frozenset({_ENDING, _NAMESERVER})
 _GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -54,14 +57,28 @@ class HookRequest:
             raise ConfigError(f"{said.pop()!r} is neither true nor false", where=_ENDING)
         return "true" in said
 
+    @property
+    def nameservers(self) -> tuple[str, ...]:
+        """Addresses of the resolvers to ask rather than the host's; a setting goes before annotations. ConfigError."""
+        said = [value for name, value in self.settings if name == _NAMESERVER]
+        said = said or self.annotations.get(_NAMESERVER, "").split()
+        for address in said:
+            try:
+                near = is_near(address)
+            except ValueError:
+                raise ConfigError(f"{address!r} is not an IP address", where=_NAMESERVER) from None
+            if near:
+                raise ConfigError(f"{address!r} is the container's own", where=_NAMESERVER)
+        return tuple(said)
+
     def options(self) -> GraftOptions:
         """ConfigError for what cannot be used. The hook's own settings come first and cannot be changed by an
         annotation. An annotation holds several values separated by spaces or newlines; a map of annotations has no
         order, so its denials go before its permissions.
         """
-        given = [setting for setting in self.settings if setting[0] != _ENDING]
+        given = [setting for setting in self.settings if setting[0] not in _CONTAINERS]
         fixed = {name for name, _ in given}
-        for name in sorted(self.annotations.keys() - {_ENDING}, key=lambda name: (name != "deny", name)):
+        for name in sorted(self.annotations.keys() - _CONTAINERS, key=lambda name: (name != "deny", name)):
             value = self.annotations[name].strip()
             if name in REPEATABLE:
                 given += [(name, word) for word in value.split()]

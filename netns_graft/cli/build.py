@@ -13,6 +13,7 @@ from netns_graft.broker import denial, workloads
 from netns_graft.cli.engine_options import parse_build
 from netns_graft.cli.launch import Launch, find_engine, launch, status_with_denials, to_the_end
 from netns_graft.cli.terminal import say
+from netns_graft.engines import resolving
 from netns_graft.engines.podman_options import has
 from netns_graft.flow import Flow
 from netns_graft.journal import Tally
@@ -41,6 +42,7 @@ def run_build(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     podman = find_engine("podman", environ)
     fatal = line.options.fail_on_deny
     with launch("build", line.options, environ, records=True) as this:
+        this.settings += resolving.settings(line.resolving)
         if fatal:
             this.settings.append(("end-on-deny", "true"))
         # podman build reads no hooks_dir of containers.conf, and --hooks-dir only after the verb.
@@ -50,6 +52,8 @@ def run_build(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         if fatal and not has(line.read, "layers"):
             # A step that was denied something would come from the cache next time, and pass.
             command.append("--layers=false")
+        if line.resolving is not None:
+            command.append(resolving.volume(line.resolving.resolv_conf(resolving.host_text()), this.directory))
         steps = Steps(f"{this.runtime}/groups/{this.name}")
         fate = Fate(f"{this.runtime}/workloads", steps) if fatal else None
         is_enough = fate.is_enough if fate is not None else None

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from netns_graft.cli.options import PATTERNS_AND_PROXIES, add_ending_options, joined, split, takes_value
-from netns_graft.engines.podman_options import BUILD, RUN, Option, Verb, read_options, refuse_conflicts
+from netns_graft.engines import resolving
+from netns_graft.engines.podman_options import BUILD, RUN, Option, Verb, read_options, refuse_conflicts, without
+from netns_graft.engines.resolving import Resolving
 from netns_graft.errors import UsageError
 from netns_graft.options import GraftOptions, GraftParser, add_graft_options, graft_options
 
@@ -36,19 +38,22 @@ Exit status: podman's; 125 netns-graft itself failed; 2 wrong usage; 78 with --f
 
 @dataclass(slots=True, frozen=True)
 class EngineLine:
-    """``passed_on``: the engine's options and arguments; ``read``: those of its options that we could read."""
+    """``passed_on``: the engine's options and arguments; ``read``: those of its options that we could read, but for
+    what is in ``resolving``: that is carried by us, and not passed on.
+    """
 
     options: GraftOptions
     passed_on: list[str]
     read: list[Option]
     bundle: str | None = None
     runtime: str | None = None
+    resolving: Resolving | None = None
 
 
 def parse_run(argv: Sequence[str], environ: Mapping[str, str]) -> EngineLine:
     """What follows ``netns-graft run``. ``UsageError`` or ``ConfigError``; ``--help`` prints and exits."""
     parser = run_parser()
-    ours, passed_on = split(argv, parser)
+    ours, passed_on = _without_dns(*split(argv, parser), parser)
     given = parser.parse_args(joined(ours, parser))
     if given.bundle is None and given.runtime is not None:
         # --runtime is podman's too, and then it is podman's to read.
@@ -64,18 +69,28 @@ def parse_run(argv: Sequence[str], environ: Mapping[str, str]) -> EngineLine:
     refuse_conflicts(read, RUN, environ)
     if not words and not any(option.name == "help" for option in read):
         raise UsageError("run: no image", hint="netns-graft run [OPTIONS] [PODMAN OPTIONS] IMAGE [ARG...]")
-    return EngineLine(options, passed_on, read)
+    return _line(options, passed_on, read, RUN)
 
 
 def parse_build(argv: Sequence[str], environ: Mapping[str, str]) -> EngineLine:
     """What follows ``netns-graft build``. ``UsageError`` or ``ConfigError``; ``--help`` prints and exits."""
     parser = build_parser()
-    ours, passed_on = split(argv, parser)
+    ours, passed_on = _without_dns(*split(argv, parser), parser)
     options = graft_options(parser.parse_args(joined(ours, parser)), environ)
     read, _ = read_options(passed_on, BUILD)
     _refuse_ours(read, BUILD, parser)
     refuse_conflicts(read, BUILD, environ)
-    return EngineLine(options, passed_on, read)
+    return _line(options, passed_on, read, BUILD)
+
+
+def _line(options: GraftOptions, passed_on: list[str], read: list[Option], verb: Verb) -> EngineLine:
+    asked = resolving.resolving(read)
+    if asked is not None and asked.servers and options.dns_server is not None:
+        raise UsageError("--dns-server and podman's --dns: questions go to one of them", hint="leave one out")
+    kept = without(passed_on, verb, resolving.OPTIONS)
+    return EngineLine(
+        options, kept, [option for option in read if option.name not in resolving.OPTIONS], resolving=asked
+    )
 
 
 @functools.cache
@@ -112,6 +127,18 @@ def _without_runtime(ours: list[str], passed_on: list[str]) -> tuple[list[str], 
     """Cut our words at ``--runtime``: it starts what is passed on."""
     at = next(index for index, word in enumerate(ours) if word.partition("=")[0] == "--runtime")
     return ours[:at], [*ours[at:], *passed_on]
+
+
+def _without_dns(
+    ours: list[str], passed_on: list[str], parser: argparse.ArgumentParser
+) -> tuple[list[str], list[str]]:
+    """Cut our words at a ``--dns`` with an address, which is podman's and starts what is passed on."""
+    words = joined(ours, parser)
+    for index, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name == "--dns" and resolving.is_address(value.split(",")[0]):
+            return words[:index], [*words[index:], *passed_on]
+    return ours, passed_on
 
 
 def _refuse_ours(read: Sequence[Option], verb: Verb, parser: argparse.ArgumentParser) -> None:

@@ -11,11 +11,13 @@ from netns_graft.broker.request import short_id
 from netns_graft.cli.engine_options import EngineLine, parse_run
 from netns_graft.cli.launch import Launch, ending, find_engine, launch, to_the_end
 from netns_graft.cli.terminal import say
+from netns_graft.engines import resolving
 from netns_graft.engines.bundle import RUNTIME, write_grafted
 from netns_graft.engines.containers_conf import hooks_dirs
 from netns_graft.engines.hook_files import ANNOTATIONS, STAGES, definition_name
 from netns_graft.engines.podman_options import Option, has, last, read_options
-from netns_graft.errors import UsageError
+from netns_graft.engines.resolving import Resolving
+from netns_graft.errors import GraftError, UsageError
 from netns_graft.journal import Tally
 
 _LEAVING = 2.0  # seconds for a container that has just ended to be out of its network
@@ -37,6 +39,7 @@ def _run_podman(line: EngineLine, environ: Mapping[str, str]) -> int:
     with launch("run", line.options, environ, stays=stays) as this:
         given = last(line.read, "cidfile")
         cidfile = given.value if given is not None else f"{this.directory}/container-id"
+        this.settings += resolving.settings(line.resolving)
         annotations = _annotations(this)
         _warn_of_restart(line.read, annotations, environ)
         command = [
@@ -45,11 +48,21 @@ def _run_podman(line: EngineLine, environ: Mapping[str, str]) -> int:
             *_hooks_dirs(this, line.read, environ),
             *([] if given is not None or this.record is None else [f"--cidfile={cidfile}"]),
             *annotations,
+            *_resolv_conf(line.resolving),
             *line.passed_on,
         ]  # fmt: skip
         status = to_the_end(podman, command, environ, this, tally.add)
         _settle(this, _container_id(cidfile), tally)
     return ending(this, status, tally)
+
+
+def _resolv_conf(asked: Resolving | None) -> Iterator[str]:
+    if asked is None:
+        return
+    try:
+        yield resolving.lasting_volume(asked.resolv_conf(resolving.host_text()))
+    except OSError as error:
+        raise GraftError(f"cannot write the container's resolv.conf: {error.filename}: {error.strerror}") from None
 
 
 def _hooks_dirs(this: Launch, read: Sequence[Option], environ: Mapping[str, str]) -> Iterator[str]:

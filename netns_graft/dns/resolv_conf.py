@@ -134,6 +134,12 @@ def resolv_conf_for_workload(
     return "\n".join(lines) + "\n"
 
 
+def is_near(address: str) -> bool:
+    """Is it no other machine's, but what each network namespace has of its own? ``ValueError`` for no address."""
+    parsed = ipaddress.ip_address(address)
+    return parsed.is_loopback or parsed.is_link_local or parsed.is_multicast or parsed.is_unspecified
+
+
 def _plain(words: list[str]) -> tuple[str, ...]:
     """Those of ``words`` that can be part of a name or an address: what we write must be fit for any reader."""
     return tuple(word for word in words if word.isascii() and word.isprintable())

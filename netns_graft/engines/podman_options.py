@@ -12,7 +12,7 @@ empty. What is found here is only told sooner, and in words that say why.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from netns_graft.errors import UsageError
@@ -59,7 +59,6 @@ BUILD = Verb(
 )  # fmt: skip
 
 _LONG = {"p": "publish", "P": "publish-all", "d": "detach", "net": "network", "b": "bundle"}
-_RESOLVING = ("dns", "dns-option", "dns-opt", "dns-search")
 
 
 @dataclass(slots=True, frozen=True)
@@ -82,25 +81,40 @@ def read_options(words: Sequence[str], verb: Verb) -> tuple[list[Option], list[s
     """(the options, the words from the first that is none). For ``build`` the second list has no options in it."""
     options: list[Option] = []
     rest: list[str] = []
+    for start, end, found in _read(words, verb):
+        if found:
+            options += found
+        else:
+            rest += words[start + (words[start] == "--" and end == len(words)) : end]
+    return options, rest
+
+
+def without(words: Sequence[str], verb: Verb, names: Collection[str]) -> list[str]:
+    """``words`` without the options of these (long) names and their values."""
+    left: list[str] = []
+    for start, end, found in _read(words, verb):
+        if not any(option.name in names for option in found):
+            left += words[start:end]
+    return left
+
+
+def _read(words: Sequence[str], verb: Verb) -> Iterator[tuple[int, int, list[Option]]]:
+    """What stands from one index up to another: options, or none where it is something else."""
     at = 0
     while at < len(words):
-        word = words[at]
+        word, start = words[at], at
         at += 1
-        if word == "--":
-            rest += words[at:]
-            break
+        if word == "--" or ((not word.startswith("-") or word == "-") and not verb.interspersed):
+            yield start, len(words), []
+            return
         if not word.startswith("-") or word == "-":
-            if not verb.interspersed:
-                rest = list(words[at - 1 :])
-                break
-            rest.append(word)
+            yield start, at, []
             continue
         found, lacks_value = _long(word[2:], verb) if word.startswith("--") else _cluster(word[1:], verb)
         if lacks_value and at < len(words):
             found[-1] = Option(found[-1].name, words[at])
             at += 1
-        options += found
-    return options, rest
+        yield start, at, found
 
 
 def _long(text: str, verb: Verb) -> tuple[list[Option], bool]:
@@ -139,11 +153,6 @@ def refuse_conflicts(options: Iterable[Option], verb: Verb, environ: Mapping[str
             raise UsageError(
                 f"--{option.name}: a grafted container cannot publish ports yet",
                 hint="run it with podman alone if it must be reached from outside",
-            )
-        if option.name in _RESOLVING and verb is RUN:
-            raise UsageError(
-                f"--{option.name}: podman refuses it where the network is a graft's",
-                hint="netns-graft's own --dns goes before podman's options; --add-host works",
             )
         if option.name == "isolation" and option.value == "chroot":
             raise UsageError("--isolation chroot runs no hooks: nothing would be grafted", hint="leave it out")

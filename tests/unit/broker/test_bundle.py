@@ -46,6 +46,14 @@ def test_the_engines_wins_and_names_whom_the_user_chose(tmp_path: Path) -> None:
     assert found.loopback_resolvers() == ["127.0.0.1"]
 
 
+def test_servers_that_were_named_are_the_only_ones(tmp_path: Path) -> None:
+    (tmp_path / "engine.conf").write_text("nameserver 192.0.2.53\noptions timeout:7\n")
+    found = read_bundle(bundle(tmp_path, mounted(tmp_path / "engine.conf")), "")
+    chosen = found.chosen_resolvers("nameserver 192.0.2.53\nnameserver 10.0.0.1\n", ["192.0.2.53"])
+    assert chosen is not None
+    assert ([server.address for server in chosen.nameservers], chosen.timeout) == (["192.0.2.53"], 7)
+
+
 def test_paths_are_below_the_hooks_root(tmp_path: Path) -> None:
     inner = tmp_path / "run" / "bundle"
     inner.mkdir(parents=True)

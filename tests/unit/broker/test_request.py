@@ -160,3 +160,15 @@ def test_the_end_with_the_first_denial() -> None:
     assert parsed({"io.netns-graft.end-on-deny": "true"}, [["default", "deny"]]).options().default == "deny"
     with pytest.raises(GraftError, match="neither true nor false"):
         _ = parsed({"io.netns-graft.end-on-deny": "yes"}).ends_on_deny
+
+
+def test_nameservers() -> None:
+    assert parsed({}).nameservers == ()
+    assert parsed({"io.netns-graft.nameserver": "192.0.2.1 2001:db8::1"}).nameservers == ("192.0.2.1", "2001:db8::1")
+    settings = [["nameserver", "192.0.2.2"], ["nameserver", "192.0.2.3"]]
+    both = parsed({"io.netns-graft.nameserver": "192.0.2.1"}, settings)
+    assert both.nameservers == ("192.0.2.2", "192.0.2.3")
+    assert both.options().dns_server is None
+    for wrong in ("one.example", "127.0.0.1", "169.254.169.253"):
+        with pytest.raises(GraftError):
+            _ = parsed({"io.netns-graft.nameserver": wrong}).nameservers

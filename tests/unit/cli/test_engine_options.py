@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from netns_graft.cli.engine_options import parse_build, parse_run
+from netns_graft.engines.resolving import Resolving
 from netns_graft.errors import UsageError
 
 

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_graft.engines.podman_options import BUILD, RUN, Option, Verb, last, read_options, refuse_conflicts
+from netns_graft.engines.podman_options import (
+    BUILD,
+    RUN,
+    Option,
+    Verb,
+    last,
+    read_options,
+    refuse_conflicts,
+    without,
+)
 from netns_graft.errors import UsageError
 
 
@@ -70,7 +79,7 @@ def test_whatever_comes_is_read_without_losing_a_word(words, verb):
     "line",
     [
         "--network host image", "--network=bridge image", "--net=pasta image", "-p 80:80 image", "-dp 80:80 image",
-        "--publish=1:1 image", "-P image", "--publish-all image", "--dns 9.9.9.9 image", "--dns-search=x image",
+        "--publish=1:1 image", "-P image", "--publish-all image",
     ],
 )  # fmt: skip
 def test_what_is_at_odds_with_a_graft_is_refused(line):
@@ -96,8 +105,23 @@ def test_a_build_without_hooks_is_refused():
     refuse_conflicts([Option("isolation", "oci")], BUILD, {"BUILDAH_ISOLATION": "chroot"})
 
 
-def test_a_builds_dns_is_buildahs_own():
-    refuse_conflicts([Option("dns", "9.9.9.9")], BUILD, {})
+@pytest.mark.parametrize(
+    ("line", "verb", "left"),
+    [
+        ("--rm --dns 9.9.9.9 -it --dns-search=x image --dns 1.1.1.1", RUN, "--rm -it image --dns 1.1.1.1"),
+        ("--dns 9.9.9.9 . -t app --dns=1.1.1.1", BUILD, ". -t app"),
+        ("-t --dns image", RUN, "-t"),
+        ("-e --dns image", RUN, "-e --dns image"),
+        ("--rm -- --dns image", RUN, "--rm -- --dns image"),
+    ],
+)
+def test_options_are_taken_out_with_their_values(line, verb, left):
+    assert without(line.split(), verb, {"dns", "dns-search"}) == left.split()
+
+
+@given(st.lists(st.text(alphabet="-abdinpt=x:8", max_size=6)), st.sampled_from([RUN, BUILD]))
+def test_who_takes_out_nothing_has_the_same_words(words, verb):
+    assert without(words, verb, ()) == words
 
 
 def test_the_last_of_several_counts():
