@@ -90,3 +90,45 @@ def test_help(parse, capsys):
         parse(["--help"], {})
     assert caught.value.code == 0
     assert "--fail-on-deny" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "passed_on", "servers", "mode"),
+    [
+        ("--dns forward --rm --dns 192.0.2.1 image", "--rm image", ("192.0.2.1",), "forward"),
+        ("--dns 192.0.2.1 image", "image", ("192.0.2.1",), None),
+        ("--dns=2001:db8::1,192.0.2.1 --rm image --dns x", "--rm image --dns x", ("2001:db8::1", "192.0.2.1"), None),
+        ("--deny :25 --dns 192.0.2.1 -- image", "image", ("192.0.2.1",), None),
+    ],
+)
+def test_dns_with_an_address_is_podmans(line, passed_on, servers, mode):
+    read = run(line)
+    assert (read.passed_on, read.options.dns) == (passed_on.split(), mode)
+    assert read.resolving is not None and read.resolving.servers == servers
+
+
+def test_dns_options_of_a_build():
+    line = parse_build(["--dns", "192.0.2.1", "-t", "app", ".", "--dns-search", "a.example,b.example"], {})
+    assert line.passed_on == ["-t", "app", "."]
+    assert line.resolving == Resolving(("192.0.2.1",), ("a.example", "b.example"))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--rm --dns synthetic image", "goes before podman's options"),
+        ("--rm --dns nonsense image", "not an IP address"),
+        ("--rm --dns 127.0.0.1 image", "the container's own"),
+        ("--rm --dns none --dns 192.0.2.1 image", "with no other"),
+        ("--dns 192.0.2.1 --default deny image", "--default is netns-graft's"),
+        ("--dns-server 1.1.1.1 --rm --dns 192.0.2.1 image", "one of them"),
+        ("--rm --dns= image", "needs a value"),
+    ],
+)
+def test_dns_that_cannot_be(line, words):
+    with pytest.raises(UsageError, match=words):
+        run(line)
+
+
+def test_dns_none_is_what_there_is_anyhow():
+    assert (run("--rm --dns none image").resolving, run("--rm --dns none image").passed_on) == (None, ["--rm", "image"])
