@@ -27,6 +27,11 @@ _BURST = 64  # stops before others have their turn
 _ANY = os.WNOHANG | ptrace.WALL
 _GROUP_STOPS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 _ARCHES = {arch.audit: arch for arches in seccomp.ARCHES.values() for arch in arches}
+# What our filter stops. Another name with our mark: a filter of the program's own took the same mark.
+_NETWORK = frozenset({
+    "connect", "sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg", "getpeername", "getsockname",
+    "getsockopt",
+})  # fmt: skip
 _CLOSE_SECONDS = 2.0
 
 
@@ -130,26 +135,25 @@ class Tracer:
         entry = ptrace.entry(tid)
         arch = _ARCHES[entry.audit]
         name, args = arch.names.get(entry.number, ""), entry.args
-        if entry.mark != seccomp.MARK or not name:
-            self._calls.pop(tid, None)
-            ptrace.skip(tid, -ENOSYS)
-            ptrace.cont(tid)
-            return
         call = Call(self, tid, name, args, arch.wide)
         self._calls[tid] = call
-        if name == "socketcall":
-            self._unfold(call)
+        if entry.mark != seccomp.MARK:
+            call.answer(-ENOSYS)
+        elif name in _NETWORK:
+            self._on_call(call)
         elif name in ("clone", "clone3"):
             self._keep_traced(call)
+        elif name == "socketcall" and args[0] in seccomp.SOCKETCALLS:
+            self._unfold(call)
         elif name == "ptrace":
-            self._tell(call, "ptrace")
+            self._tell_of(call.pid, "ptrace")
             call.go_on()
         else:
-            self._on_call(call)
+            call.answer(-ENOSYS)
 
     def _unfold(self, call: Call) -> None:
         """socketcall(number, arguments in memory) of 32-bit x86."""
-        call.name, words = seccomp.SOCKETCALLS[call.args[0] & 0xFFFFFFFF]
+        call.name, words = seccomp.SOCKETCALLS[call.args[0]]
         try:
             args = struct.unpack(f"={words}I", call.read(call.args[1], 4 * words))
         except ProcessLookupError:
@@ -236,9 +240,6 @@ class Tracer:
         if call is not None:
             call.end()
         self.returning.pop(tid, None)
-
-    def _tell(self, call: Call, what: str) -> None:
-        self._tell_of(call.pid, what)
 
     def _tell_of(self, pid: int, what: str) -> None:
         program = proc.exe(pid)
