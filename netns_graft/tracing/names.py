@@ -21,6 +21,14 @@ def number_to(call: Call, address: int, number: int) -> None:
     call.write(address, _INT.pack(number))
 
 
+def has_room(call: Call, length_place: int) -> bool:
+    """Is there a length, and not a negative one?"""
+    try:
+        return number_at(call, length_place) >= 0
+    except OSError:
+        return False
+
+
 def give_bytes(call: Call, value: bytes, place: int, length_place: int, *, told: int | None = None) -> None:
     """Answer a getsockname(), getpeername() or getsockopt(): as much as there is room for, then the length (or what
     fits, when ``told`` says so); EINVAL for a negative room, EFAULT for memory that is not there.

@@ -18,7 +18,17 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from contextlib import closing
-from errno import EACCES, EALREADY, ECONNABORTED, ECONNRESET, EINPROGRESS, ENOBUFS, EPROTONOSUPPORT
+from errno import (
+    EACCES,
+    EALREADY,
+    ECONNABORTED,
+    ECONNRESET,
+    EINPROGRESS,
+    EINVAL,
+    ENOBUFS,
+    ENOTCONN,
+    EPROTONOSUPPORT,
+)
 from functools import partial
 from typing import Protocol
 
@@ -26,7 +36,7 @@ from netns_graft.tracing import crossing
 from netns_graft.tracing.call import Call
 from netns_graft.tracing.connecting import Connecting
 from netns_graft.tracing.datagrams import Datagrams, Question
-from netns_graft.tracing.names import give_name, give_number
+from netns_graft.tracing.names import give_name, give_number, has_room
 from netns_graft.tracing.peers import Peer, Peers
 from netns_graft.tracing.reach import Reach
 from netns_graft.tracing.receiving import Receiving
@@ -39,7 +49,9 @@ from netns_graft.tracing.sockets import (
     cookie,
     fresh,
     has_host,
+    is_link_local,
     is_tcp,
+    is_tied,
     is_udp,
     own_name,
     source_for,
@@ -164,7 +176,9 @@ class Network:
         """True: ``sock`` was taken over."""
         if is_tcp(sock):
             return self._connect_tcp(call, sock, address)
-        if self._reach.is_local(address.host, address.port, datagram=sock.type != socket.SOCK_STREAM):
+        if not _fits(sock, address):
+            call.go_on()
+        elif self._reach.is_local(address.host, address.port, datagram=sock.type != socket.SOCK_STREAM):
             self._datagrams.leave(sock)
             call.go_on()
         elif is_udp(sock):
@@ -181,7 +195,7 @@ class Network:
             if peer is None or peer.attempt is None:
                 call.go_on()  # EISCONN, or a connection that is none of ours
             elif blocks(sock):
-                self._wait(call, peer, number)
+                self._wait(call, peer, number, -EALREADY)
             else:
                 call.answer(-EALREADY)
             return False
@@ -190,6 +204,9 @@ class Network:
             return False
         if self._reach.is_local(address.host, address.port) or not _fits(sock, address):
             call.go_on()
+            return False
+        if is_link_local(address.host) and not (address.scope or is_tied(sock)):
+            call.answer(-EINVAL)
             return False
         return self._hold(call, sock, number, Peer(address.host, address.port, address.scope, bound))
 
@@ -219,7 +236,7 @@ class Network:
             with closing(sock_again):
                 self._at_once(call, sock_again, peer, blocking)
         elif blocking:
-            self._wait(call, peer, number)
+            self._wait(call, peer, number, -EINPROGRESS)
         else:
             call.answer(-EINPROGRESS)
         return True
@@ -237,12 +254,13 @@ class Network:
         else:
             call.answer(-EINPROGRESS)
 
-    def _wait(self, call: Call, peer: Peer, number: int) -> None:
-        """The kernel's own connect() on a socket that is connecting: it looks at no address and waits."""
+    def _wait(self, call: Call, peer: Peer, number: int, late: int) -> None:
+        """The kernel's own connect() on a socket that is connecting: it looks at no address and waits. ``late`` is its
+        result when the program's time limit (SO_SNDTIMEO) passes."""
         peer.waiting.append(call)
-        call.go_on_then(partial(self._came_back, peer, number))
+        call.go_on_then(partial(self._came_back, peer, number, late))
 
-    def _came_back(self, peer: Peer, number: int, call: Call, result: int) -> int | None:
+    def _came_back(self, peer: Peer, number: int, late: int, call: Call, result: int) -> int | None:
         peer.waiting = [other for other in peer.waiting if other is not call]
         if result in _INTERRUPTED:
             return None  # the connection goes on without it
@@ -256,7 +274,7 @@ class Network:
                 return None
             return 0 if self._after(call, number, crossing.finish) else None
         if result in (-EINPROGRESS, -EALREADY):
-            return None  # SO_SNDTIMEO; it goes on, too
+            return late  # it goes on, too
         if peer.attempt is not None:
             peer.attempt.abandon()
         return result if result < 0 else -ECONNABORTED
@@ -282,6 +300,9 @@ class Network:
             return
         sock, peer = found
         with sock:
+            if not peer.port:
+                call.answer(-ENOTCONN)  # UDP that is connected to no port is, to the kernel, not connected
+                return
             try:
                 sock.getpeername()
             except OSError:
@@ -333,10 +354,10 @@ class Network:
             return
         sock, peer = found
         with sock:
-            code = self._peers.taken(peer)
-            if not code:
-                call.go_on()
+            if not peer.number or not has_room(call, call.args[4]):
+                call.go_on()  # whatever the kernel thinks of it, our error stays to be told
                 return
+            code = self._peers.taken(peer)
             sock.getsockopt(*_SO_ERROR)
         give_number(call, code)
 
@@ -357,5 +378,5 @@ _PROTOCOLS = {1: "ping sockets (ICMP)", 58: "ping sockets (ICMPv6)", 132: "SCTP"
 
 
 def _fits(sock: socket.socket, address: Address) -> bool:
-    """May ``sock`` (TCP) connect to an address of this form at all? Else the kernel says why not."""
-    return sock.family == address.family
+    """May ``sock`` connect to an address of this form at all? Else the kernel says why not."""
+    return sock.family == address.family or (sock.family == socket.AF_INET6 and not is_tcp(sock))

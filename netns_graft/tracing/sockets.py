@@ -103,6 +103,11 @@ def without_waiting(sock: socket.socket) -> Iterator[None]:
         fcntl.fcntl(sock, fcntl.F_SETFL, flags)
 
 
+def is_tied(sock: socket.socket) -> bool:
+    """To an interface (SO_BINDTODEVICE)."""
+    return sock.getsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX) != 0
+
+
 def bound_elsewhere(sock: socket.socket) -> bool:
     """Is the socket tied to an interface from which loopback cannot be reached?"""
     index = sock.getsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX)
@@ -144,6 +149,11 @@ def source_for(host: bytes, port: int, scope: int = 0) -> tuple[bytes, int]:
 def is_multicast(host: bytes) -> bool:
     """Or IPv4's limited broadcast."""
     return host[0] == 0xFF if len(host) == 16 else 224 <= host[0] <= 239 or host == b"\xff\xff\xff\xff"
+
+
+def is_link_local(host: bytes) -> bool:
+    """IPv6's, which mean something on one link only."""
+    return len(host) == 16 and host[0] == 0xFE and host[1] & 0xC0 == 0x80
 
 
 def is_broadcast(host: bytes) -> bool:

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ground.traced import Report, Traced
-
 from netns_graft.linux.routes import HostAddresses
 from netns_graft.tracing.network import Connecting, Network, Question
 from netns_graft.tracing.sockets import text

@@ -7,72 +7,22 @@ from __future__ import annotations
 import errno
 import select
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ground.carried import DENIED, NEVER, REFUSED_LATER, UNREACHABLE_LATER, Carried, Seen
-from ground.child import end, fork, in_own_namespaces
-from ground.network import HOST, HOST6, OTHER, WEB, WEB6, Network, internet
+from ground.carried import DENIED, REFUSED_LATER, UNREACHABLE_LATER, Carried, Seen
+from ground.child import in_own_namespaces
+from ground.echo import served, talk
+from ground.network import HOST, HOST6, WEB, WEB6
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 FAMILIES = pytest.mark.parametrize(("family", "web", "own"), [(V4, WEB, HOST), (V6, WEB6, HOST6)])
 MAPPED = f"::ffff:{WEB}"
 
 
-@contextmanager
-def served(*addresses: str) -> Iterator[Network]:
-    """Servers on port 80 of ``addresses`` that say whom they see, then everything that they are told."""
-    with internet() as inet:
-        listeners = [inet.listener(address, 80, backlog=512) for address in addresses or (WEB, WEB6)]
-        pids = [fork(lambda listener=listener: _serve(listener)) for listener in listeners]
-        for listener in listeners:
-            listener.close()
-        try:
-            yield inet
-        finally:
-            for pid in pids:
-                end(pid)
-
-
-def _serve(listener: socket.socket) -> None:
-    listener.settimeout(None)
-    poll, socks = select.poll(), {}
-    poll.register(listener, select.POLLIN)
-    while True:
-        for fd, _ in poll.poll():
-            if fd == listener.fileno():
-                sock, peer = listener.accept()
-                socks[sock.fileno()] = sock
-                poll.register(sock, select.POLLIN)
-                sock.sendall(f"{peer[0]}\n".encode())
-                continue
-            try:
-                data = socks[fd].recv(65536)
-            except ConnectionError:
-                data = b""
-            if data:
-                socks[fd].sendall(data)
-            else:
-                poll.unregister(fd)
-                socks.pop(fd).close()
-
-
 def run(work: Callable[[], object], **network: Any) -> Seen:
     return Carried(lambda _: work(), **network).finish()
-
-
-def talk(sock: socket.socket, own: str) -> None:
-    """Both directions of a connection, and its end."""
-    sock.settimeout(20)
-    with sock.makefile("rwb") as file:
-        assert file.readline() == f"{own}\n".encode()
-        file.write(b"hello\n")
-        file.flush()
-        assert file.readline() == b"hello\n"
-        sock.shutdown(socket.SHUT_WR)
-        assert file.read() == b""
 
 
 @FAMILIES
