@@ -61,7 +61,7 @@ class Launch:
     def hook(self, *, group: str | None = None) -> Hook:
         return Hook(
             file=packaged_hook(), python=sys.executable, runtime_dir=self.runtime, log=log_file(), group=group,
-            annotations=False, settings=self.settings,
+            annotations=False, awaited=self.record is not None, settings=self.settings,
         )  # fmt: skip
 
     def hooks_dir(self, *, group: str | None = None) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 from typing import Any
 
-from netns_graft.engines.hook_files import STAGES, Hook
+from netns_graft.engines.hook_files import Hook
 from netns_graft.engines.podman_options import Verb
 from netns_graft.errors import GraftError
 
@@ -30,10 +30,9 @@ def write_grafted(bundle: str, directory: str, hook: Hook) -> None:
     refuse_network(config)
     _make_absolute(config, os.path.realpath(bundle))
     hooks = config.setdefault("hooks", {})
-    for stage in STAGES:
-        definition = hook.definition(stage, always=True)["hook"]
+    for stage in hook.stages():
         # Ours first: a hook that follows may already want the network.
-        hooks[stage] = [definition, *(hooks.get(stage) or [])]
+        hooks[stage] = [hook.call(stage), *(hooks.get(stage) or [])]
     fd = os.open(f"{directory}/config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(fd, "w", encoding="utf-8") as file:
         json.dump(config, file)

@@ -3,6 +3,10 @@
 One for each stage: the hook is told its stage as an argument, for the state on its stdin does not say it. The files
 have the same names wherever they are, so that those of one run take the place of installed ones (of two files with
 one name the later directory's counts) and no container is grafted twice.
+
+The farewell (poststop) is a second start of the hook, and whoever waits for the container waits for it: 20 ms. A
+forwarder sees its container's end by itself. So the farewell is said where something hangs on it alone: that the
+records are complete in the user's file when the engine returns, and that a build goes on only with what its RUN did.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from netns_graft.errors import GraftError
 STAGES = ("createRuntime", "poststop")
 ANNOTATIONS = "io.netns-graft."
 _PATTERN = r"^io\.netns-graft\..*$"  # keys are unanchored regular expressions
+_FILE_PATTERN = r"^io\.netns-graft\.flows$"
 _INTERPRETER = "/usr/bin/python3"
 WHOEVER_RUNS = "user"  # as runtime_dir: the hook works out its user's own
 _TIME_LIMIT = 30  # seconds; the hook keeps a shorter one itself, and says why
@@ -28,7 +33,8 @@ _TIME_LIMIT = 30  # seconds; the hook keeps a shorter one itself, and says why
 class Hook:
     """How the hook is called. ``file``: oci_hook.py; ``python``: an interpreter that has netns_graft, for the broker.
 
-    ``settings`` are graft options by name, ``annotations`` whether those of the container count as well.
+    ``settings`` are graft options by name, ``annotations`` whether those of the container count as well. ``awaited``:
+    whoever starts the engine waits for the last records himself.
     """
 
     file: str
@@ -37,6 +43,7 @@ class Hook:
     log: str | None = None
     group: str | None = None
     annotations: bool = True
+    awaited: bool = False
     settings: Sequence[tuple[str, str]] = field(default=(), repr=False)
 
     def arguments(self, stage: str) -> list[str]:
@@ -50,25 +57,27 @@ class Hook:
             words += ["--set", f"{name}={value}"]
         return words
 
-    def definition(self, stage: str, *, always: bool) -> dict[str, Any]:
-        """``always`` or only for containers with an annotation of ours."""
-        return {
-            "version": "1.0.0",
-            "hook": {
-                "path": _INTERPRETER,
-                "args": ["python3", *self.arguments(stage)],
-                "timeout": _TIME_LIMIT,
-            },
-            "when": {"always": True} if always else {"annotations": {_PATTERN: ".*"}},
-            "stages": [stage],
-        }
+    def call(self, stage: str) -> dict[str, Any]:
+        """As an OCI bundle has it."""
+        return {"path": _INTERPRETER, "args": ["python3", *self.arguments(stage)], "timeout": _TIME_LIMIT}
+
+    def stages(self) -> tuple[str, ...]:
+        """In which stages it is to be called for every container: see above."""
+        waits = self.group is not None or (not self.awaited and any(name == "flows" for name, _ in self.settings))
+        return STAGES if waits else STAGES[:1]
 
     def files(self, *, always: bool) -> dict[str, str]:
-        """Name and content of each definition file."""
-        return {
-            definition_name(stage): json.dumps(self.definition(stage, always=always), indent=2) + "\n"
-            for stage in STAGES
-        }
+        """Name and content of each definition file: ``always``, or only for containers with an annotation of ours."""
+        found = {}
+        for stage in STAGES:
+            when: dict[str, Any] = {"always": True} if always else {"annotations": {_PATTERN: ".*"}}
+            if stage not in self.stages():
+                if not self.annotations:
+                    continue
+                when = {"annotations": {_FILE_PATTERN: ".*"}}
+            definition = {"version": "1.0.0", "hook": self.call(stage), "when": when, "stages": [stage]}
+            found[definition_name(stage)] = json.dumps(definition, indent=2) + "\n"
+        return found
 
     def write(self, directory: str, *, always: bool) -> None:
         """The definition files, for us only to read: settings may be nobody else's business."""

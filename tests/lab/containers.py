@@ -29,6 +29,7 @@ APPLETS = [
 ]  # fmt: skip
 HOOK = Path(__file__).parents[2] / "hooks" / "oci_hook.py"
 ONLY_ANNOTATED = {"annotations": {r"^io\.netns-graft\..*$": ".*"}}
+WITH_A_FILE = {"annotations": {r"^io\.netns-graft\.flows$": ".*"}}
 # Inside the image, so that a container may run as anybody.
 PASSWD = "root:x:0:0:root:/:/bin/sh\nwww-data:x:33:33::/:/bin/sh\n"
 
@@ -169,13 +170,14 @@ class Engine:
     def write_hooks(
         self, *more: str, when: Mapping[str, Any] = ONLY_ANNOTATED, words: Sequence[str] | None = None
     ) -> None:  # fmt: skip
-        """Definitions of both stages; ``words`` instead of the hook's own command line."""
-        for stage in ("createRuntime", "poststop"):
+        """Definitions of both stages, as an installation has them; ``words`` instead of the hook's own command line."""
+        farewell = WITH_A_FILE if when is ONLY_ANNOTATED else when
+        for stage, fires in (("createRuntime", when), ("poststop", farewell)):
             argv = list(words) if words is not None else self.hook_words(stage, *more)
             definition = {
                 "version": "1.0.0",
                 "hook": {"path": argv[0], "args": argv},
-                "when": dict(when),
+                "when": dict(fires),
                 "stages": [stage],
             }
             (self.hooks_dir / f"netns-graft-{stage}.json").write_text(json.dumps(definition))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ def bundle(tmp_path):
     return write
 
 
-def grafted(bundle: Path) -> dict[str, Any]:
-    write_grafted(str(bundle), str(bundle.parent / "grafted"), HOOK)
+def grafted(bundle: Path, hook: Hook = HOOK) -> dict[str, Any]:
+    write_grafted(str(bundle), str(bundle.parent / "grafted"), hook)
     return json.loads((bundle.parent / "grafted" / "config.json").read_text())
 
 
@@ -41,8 +42,14 @@ def test_our_hook_goes_first_and_the_bundle_stays(bundle):
     hooks = grafted(path)["hooks"]
     assert hooks["createRuntime"][1] == theirs and hooks["prestart"] == [theirs]
     assert hooks["createRuntime"][0]["args"][4] == "createRuntime"
-    assert hooks["poststop"][0]["args"][4] == "poststop"
+    assert "poststop" not in hooks
     assert json.loads((path / "config.json").read_text()) == config
+
+
+def test_its_farewell_is_waited_for_when_its_records_go_to_a_file(bundle):
+    path = bundle({"root": {"path": "rootfs"}, "linux": NETWORK, "hooks": {"poststop": [{"path": "/bin/theirs"}]}})
+    ours, theirs = grafted(path, replace(HOOK, settings=[("flows", "/f")]))["hooks"]["poststop"]
+    assert ours["args"][4] == "poststop" and theirs == {"path": "/bin/theirs"}
 
 
 def test_paths_are_meant_from_the_bundle(bundle):

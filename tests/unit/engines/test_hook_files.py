@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from netns_graft.engines.hook_files import STAGES, Hook, packaged_hook
 
@@ -27,9 +30,36 @@ def test_a_definition_for_each_stage():
 
 
 def test_only_our_annotations_call_it():
-    (pattern,) = HOOK.definition("createRuntime", always=False)["when"]["annotations"]
+    found = replace(HOOK, annotations=True).files(always=False)
+    (pattern,) = json.loads(found["netns-graft-createRuntime.json"])["when"]["annotations"]
     assert re.search(pattern, "io.netns-graft.proxy")
     assert not any(re.search(pattern, key) for key in ("io.netns-graft", "xio.netns-graft.a", "io.netns_graft.a"))
+
+
+PLAIN = Hook(file="/x/oci_hook.py", python="/p", runtime_dir="/run/x", annotations=False)
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_a_farewell_is_said_only_where_somebody_waits_for_the_records(always):
+    to_file = replace(PLAIN, settings=[("deny", "a"), ("flows", "/f")])
+    for hook, waits in (
+        (PLAIN, False),
+        (to_file, True),
+        (replace(to_file, awaited=True), False),
+        (replace(PLAIN, group="build-1"), True),
+        (replace(to_file, group="build-1", awaited=True), True),
+    ):
+        assert ("netns-graft-poststop.json" in hook.files(always=always)) == waits
+        assert ("poststop" in hook.stages()) == waits
+        assert "netns-graft-createRuntime.json" in hook.files(always=always)
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_a_container_whose_annotation_names_a_file_is_waited_for(always):
+    files = replace(PLAIN, annotations=True).files(always=always)
+    (pattern,) = json.loads(files["netns-graft-poststop.json"])["when"]["annotations"]
+    assert re.search(pattern, "io.netns-graft.flows")
+    assert not any(re.search(pattern, f"io.netns-graft.{name}") for name in ("proxy", "flowsx", "xflows"))
 
 
 def test_settings_keep_their_order():

@@ -63,10 +63,10 @@ def test_podman_is_told_of_the_hook(place, hook, environ):
     install(place, hook, environ)
     directories = tomllib.loads(Path(place.drop_in).read_text())["engine"]["hooks_dir"]
     assert directories == ["/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d", place.hooks_dir]
-    for stage in ("createRuntime", "poststop"):
+    for stage, names in (("createRuntime", r"^io\.netns-graft\..*$"), ("poststop", r"^io\.netns-graft\.flows$")):
         definition = json.loads(Path(place.hooks_dir, f"netns-graft-{stage}.json").read_text())
         assert definition["stages"] == [stage]
-        assert definition["when"] == {"annotations": {r"^io\.netns-graft\..*$": ".*"}}
+        assert definition["when"] == {"annotations": {names: ".*"}}
         assert definition["hook"]["args"][:3] == ["python3", "-IS", place.hook_file]
     assert Path(place.hook_file).read_bytes() == Path(packaged_hook()).read_bytes()
     assert os.access(place.hook_file, os.X_OK)
