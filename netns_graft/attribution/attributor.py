@@ -64,15 +64,16 @@ class Attributor:
         wire = Tuple(source, source_port, target, target_port)
         origin = self._origins.find(protocol, wire, since)
         attribution = Attribution(None, self._origins.method, 0, tuple(origin.nat))
-        if origin.own[:2] != wire[:2]:
-            attribution.source = endpoint(*origin.own[:2])
-        if origin.own[2:] != wire[2:]:
-            attribution.asked = endpoint(*origin.own[2:])
+        if origin.own is not wire:
+            if origin.own[:2] != wire[:2]:
+                attribution.source = endpoint(*origin.own[:2])
+            if origin.own[2:] != wire[2:]:
+                attribution.asked = endpoint(*origin.own[2:])
         held = self._holder(origin.owners, origin.namespace, since)
         if held is not None:
             owner, holder = held
             holder, certain = self._sharing.opener(owner.inode, holder, protocol)
-            attribution.process = self._portraits.take(holder.pid, owner.uid)
+            attribution.process = self._portraits.take(holder.pid, owner.uid, self._holders.sitter(holder.pid))
             self._sharing.complete(attribution, owner.inode, holder, certain=certain)
         attribution.micros = (time.perf_counter_ns() - begin) // 1000
         return attribution
@@ -84,11 +85,15 @@ class Attributor:
 
     def close(self) -> None:
         self._sharing.close()
+        self._portraits.close()
         self._origins.close()
         self._holders.close()
 
     def _holder(self, owners: list[SocketOwner], namespace: int, since: float) -> tuple[SocketOwner, Holder] | None:
         """Who holds the sender. Of several possible senders all must be held by one process, or nobody knows."""
+        if len(owners) == 1:
+            holder = self._holders.find(owners[0].inode, namespace, since)
+            return (owners[0], holder) if holder is not None else None
         answers = []
         for owner in owners:
             holder = self._holders.find(owner.inode, namespace, since)

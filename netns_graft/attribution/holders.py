@@ -4,10 +4,13 @@ A look is ``readlink(/proc/PID/fd/N)``, some 2 to 4 µs. A workload of 100 proce
 them, so the order is everything:
 
 1. what a scan has already seen;
-2. processes that are known, the latest first. How many descriptors each has costs 1 µs (Linux 6.2); only where that
-   number is not what it was when we last looked in vain is there something to look at: the descriptors that its
-   sockets had lately, and those that a new one would get;
-3. processes younger than the last look: whoever forks, connects and ends is found here;
+2. processes that are known, the latest first: those that ran since we last asked, which their CPU time tells in a third
+   of 1 µs. It is told late for a process that is running at this moment, so that it is a hint where to begin. Of these,
+   how many descriptors each has costs 1 µs (Linux 6.2); only where that number is not what it was when we last looked
+   in vain is there something to look at: the descriptors that its sockets had lately, and those that a new one would
+   get;
+3. processes younger than the last look: whoever forks, connects and ends is found here; and the known processes whose
+   CPU time is what it was. If there are many young ones, which may all be somebody else's, they come last;
 4. processes of the workload that we had not met yet, and in those passed over in (2) their latest descriptor: one
    socket closed and another opened leaves the number as it was;
 5. every descriptor of every process of the workload, the latest first, remembered for (1);
@@ -15,25 +18,26 @@ them, so the order is everything:
    lives somewhere else and was handed a socket.
 
 Each answer is checked by its link, so that a wrong expectation costs time and nothing else. A process is remembered by
-its /proc/PID/fd kept open, which cannot become another's.
+its /proc/PID/fd kept open, which cannot become another's; its CPU time has the pid alone, and so proves nothing.
 """
 
 from __future__ import annotations
 
-import os
 import resource
 import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from netns_graft.attribution.roll import Known, Roll
 from netns_graft.linux import proc
 from netns_graft.linux.proc import Descriptors
+from netns_graft.linux.sitter import Sitter
 
 _KEPT = 1024  # processes whose /proc/PID/fd is kept open
+_FOR_EACH = 4  # descriptors of ours, of that and of its sitter
+_FEW = 8  # young processes that are tried before the known ones that do not seem to have run
 _WINDOW = 64  # young processes that are tried by number
 _TOP = 12  # descriptors, from the highest, that are tried in a process that we know nothing of
-_HISTORY = 64  # descriptors remembered of one process
-_OLDEST, _LATEST = 6, 2  # of these, how many are tried from either end
 _SCANS = 3  # before a socket that exists counts as held by nobody
 _PATIENCE = 1.0  # seconds after such a search in which the next is content with one
 
@@ -43,74 +47,24 @@ class Holder(NamedTuple):
     fd: int
 
 
-class _Known:
-    """A process met before.
-
-    ``history``: descriptors that its sockets had, the latest last. A client that keeps many connections up closes
-    the oldest and gets its number again, so both ends are likely. ``free``: the lowest number that was free when we
-    last saw them all. ``vain``: how many there were when nothing was found at the likely ones.
-    """
-
-    __slots__ = ("descriptors", "directory_fd", "free", "history", "vain")
-
-    def __init__(self, descriptors: Descriptors) -> None:
-        self.descriptors = descriptors
-        self.directory_fd = descriptors.fd
-        self.history: dict[int, None] = {}
-        self.free = -1
-        self.vain = -1
-
-    def numbers(self) -> list[int]:
-        """All descriptors, highest first."""
-        numbers = self.descriptors.numbers()
-        if numbers:
-            self.free = _lowest_free(numbers)
-        return numbers
-
-    def likely(self, count: int) -> list[int]:
-        """Where a new socket would be, ``count`` descriptors being open (0: unknown)."""
-        history = list(self.history)
-        likely = history[: -_LATEST - 1 : -1]
-        if count - 1 not in likely and count:
-            likely.append(count - 1)
-        if self.free >= 0 and self.free not in likely:
-            likely.append(self.free)
-        likely += [fd for fd in history[:_OLDEST] if fd not in likely]
-        return likely
-
-    def latest(self) -> int:
-        return next(reversed(self.history), self.free)
-
-
-def _lowest_free(numbers: list[int]) -> int:
-    """The lowest number that is not among ``numbers`` (highest first)."""
-    expected = 0
-    for number in reversed(numbers):
-        if number != expected:
-            break
-        expected += 1
-    return expected
-
-
 class HolderFinder:
     """For one workload. ``namespaces``: the inodes of the network namespaces it is in; more may be added."""
 
     def __init__(self, namespaces: Iterable[int]) -> None:
         self._namespaces = set(namespaces)
-        self._kept = min(_KEPT, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        self._known: dict[int, _Known] = {}  # the latest hit last
+        limit = min(_KEPT, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // (2 * _FOR_EACH))
+        self._roll = Roll(limit)
         self._strangers: dict[int, None] = {}  # the latest last
         self._newest_pid = proc.NewestPid()
         self._newest = self._newest_pid.read()
         self._met_until = 0  # the newest pid when we last looked who is there
         self._seen: dict[int, Holder] = {}
-        self._passed_over: list[_Known] = []
+        self._passed_over: list[Known] = []  # in this search: as many descriptors as when we looked in vain
+        self._shrunk: list[Known] = []  # in this search: fewer descriptors than when we last looked
         self._barren = -_PATIENCE  # monotonic seconds before the last full search that found nobody
 
     def close(self) -> None:
-        for known in self._known.values():
-            known.descriptors.close()
-        self._known.clear()
+        self._roll.clear()
         self._newest_pid.close()
 
     def find(self, inode: int, namespace: int, since: float) -> Holder | None:
@@ -123,23 +77,30 @@ class HolderFinder:
             self._strangers.clear()
             self._met_until = 0
         link = f"socket:[{inode}]"
-        return (
-            self._find_seen(inode, link)
-            or self._find_known(link)
-            or self._find_young(link)
-            or self._find_unmet(link)
-            or self._find_anywhere(inode, since)
-        )
+        if holder := self._find_seen(inode, link) or self._find_awake(link):
+            return holder
+        young = self._young()
+        if len(young) <= _FEW:
+            holder = self._find_young(young, link) or self._find_asleep(link)
+        else:
+            holder = self._find_asleep(link) or self._find_young(young, link)
+        return holder or self._find_unmet(link) or self._find_anywhere(inode, since)
 
-    def are_others(self, pid: int) -> bool:
-        return len(self._known) > 1 or pid not in self._known
+    def sitter(self, pid: int) -> Sitter | None:
+        """To take the picture of this holder. None when it has ended, or is not known any more."""
+        known = self._roll.get(pid)
+        return known.sitter() if known is not None else None
+
+    def count(self) -> int:
+        """How many processes of the workload are known, ``meet`` makes that all."""
+        return len(self._roll)
 
     def others(self, pid: int) -> list[int]:
         """The workload's processes without ``pid``, as far as we know them; ``meet`` makes that everybody."""
-        return [other for other in self._known if other != pid]
+        return [other for other in self._roll.pids() if other != pid]
 
     def holds(self, holder: Holder, inode: int) -> bool:
-        known = self._known.get(holder.pid)
+        known = self._roll.get(holder.pid)
         return known is not None and known.descriptors.target(holder.fd) == f"socket:[{inode}]"
 
     def list_holders(self, found: dict[int, list[Holder]]) -> Iterator[None]:
@@ -149,9 +110,8 @@ class HolderFinder:
         """
         self.meet()
         links = {f"socket:[{inode}]": holders for inode, holders in found.items()}
-        for pid, known in list(self._known.items()):
-            if self._known.get(pid) is not known:
-                continue  # forgotten meanwhile
+        for known in self._roll:
+            pid = known.pid  # of one that was forgotten meanwhile there is nothing to see
             for fd in known.numbers():
                 holders = links.get(known.descriptors.target(fd))
                 if holders is not None and all(holder.pid != pid for holder in holders):
@@ -160,54 +120,85 @@ class HolderFinder:
 
     def sweep(self) -> None:
         """Forget those that have ended."""
-        for known in list(self._known.values()):
+        for known in self._roll:
             try:
                 known.descriptors.count()
             except OSError:
-                self._forget(known)
+                self._roll.forget(known)
 
     # 1. to 4.
 
     def _find_seen(self, inode: int, link: str) -> Holder | None:
         holder = self._seen.get(inode)
-        known = self._known.get(holder.pid) if holder else None
+        known = self._roll.get(holder.pid) if holder else None
         if holder and known and known.descriptors.target(holder.fd) == link:
             return self._hit(known, holder.fd)
         return None
 
-    def _find_known(self, link: str) -> Holder | None:
-        self._passed_over = passed_over = []
-        fstat = os.fstat  # this loop is where the time goes
-        for known in reversed(self._known.copy().values()):
-            try:
-                count = fstat(known.directory_fd).st_size
-            except OSError:
-                self._forget(known)
-                continue
-            if count == known.vain:
-                passed_over.append(known)
-                continue
-            descriptors = known.descriptors
-            for fd in known.likely(count):
-                if descriptors.target(fd) == link:
-                    return self._hit(known, fd)
-            if count:  # before Linux 6.2 it is not told
-                known.vain = count
+    def _find_awake(self, link: str) -> Holder | None:
+        self._passed_over, self._shrunk = [], []
+        for known in self._roll.awake():
+            if (holder := self._look_at(known, link)) is not None:
+                return holder
+        return self._find_shrunk(link) or self._find_latest(self._passed_over[:_FEW], link)
+
+    def _find_asleep(self, link: str) -> Holder | None:
+        for known in self._roll.asleep():
+            if (holder := self._look_at(known, link)) is not None:
+                return holder
+        return self._find_shrunk(link)
+
+    def _look_at(self, known: Known, link: str) -> Holder | None:
+        try:
+            count = known.descriptors.count()
+        except OSError:
+            self._roll.forget(known)
+            return None
+        before, known.open = known.open, count
+        if count == known.vain:
+            self._passed_over.append(known)
+        elif count < before:
+            self._shrunk.append(known)  # what was found lately is closed by now
+        else:
+            return self._try(known, link)
         return None
 
-    def _find_young(self, link: str) -> Holder | None:
+    def _try(self, known: Known, link: str) -> Holder | None:
+        for fd in known.likely():
+            if known.descriptors.target(fd) == link:
+                return self._hit(known, fd)
+        if known.open:  # before Linux 6.2 it is not told
+            known.vain = known.open
+        return None
+
+    def _find_shrunk(self, link: str) -> Holder | None:
+        while self._shrunk:
+            if (holder := self._try(self._shrunk.pop(0), link)) is not None:
+                return holder
+        return None
+
+    def _find_latest(self, passed_over: list[Known], link: str) -> Holder | None:
+        for known in passed_over:
+            fd = known.latest()
+            if fd >= 0 and known.descriptors.target(fd) == link:
+                return self._hit(known, fd)
+        return None
+
+    def _young(self) -> range:
+        """Pids that processes may have got since we last asked, the latest first."""
         newest, last = self._newest_pid.read(), self._newest
         self._newest = newest
         # Numbers wrap around; then, or when there were many, the list of all processes is the shorter way.
-        if not 0 < newest - last <= _WINDOW:
-            return None
-        for pid in range(newest, last, -1):
+        return range(newest, last, -1) if 0 < newest - last <= _WINDOW else range(0)
+
+    def _find_young(self, young: range, link: str) -> Holder | None:
+        for pid in young:
             if proc.network_namespace(pid) in self._namespaces and (holder := self._search_young(pid, link)):
                 return holder
         return None
 
     def _search_young(self, pid: int, link: str) -> Holder | None:
-        known = self._known.get(pid)
+        known = self._roll.get(pid)
         try:
             descriptors = known.descriptors if known else Descriptors(pid)
         except OSError:
@@ -223,7 +214,7 @@ class HolderFinder:
 
     def _meet_thread(self, process: int | None, fd: int, link: str) -> Holder | None:
         """A young thread of an old process: that is the holder."""
-        known = self._known.get(process) if process is not None else None
+        known = self._roll.get(process) if process is not None else None
         if process is not None and known is None:
             try:
                 known = self._remember(Descriptors(process))
@@ -238,17 +229,15 @@ class HolderFinder:
             fd = _search(known.descriptors, link)
             if fd is not None:
                 return self._hit(known, fd)
-        for known in self._passed_over:
-            fd = known.latest()
-            if fd >= 0 and known.descriptors.target(fd) == link:
-                return self._hit(known, fd)
+        if holder := self._find_latest(self._passed_over, link):
+            return holder
         # A young stranger may have been on its way in.
         for pid in list(self._strangers)[:-_WINDOW - 1 : -1]:
             if proc.network_namespace(pid) in self._namespaces and (holder := self._search_young(pid, link)):
                 return holder
         return None
 
-    def meet(self) -> list[_Known]:
+    def meet(self) -> list[Known]:
         """Get to know the processes of the workload that are new since the last time; these."""
         newest, last = self._newest_pid.read(), self._met_until
         if newest == last:
@@ -272,7 +261,7 @@ class HolderFinder:
 
     def _is_ours(self, pid: int) -> bool:
         """Is ``pid`` in a namespace of the workload, and not known yet?"""
-        if pid in self._known or pid in self._strangers:
+        if pid in self._roll or pid in self._strangers:
             return False
         if proc.network_namespace(pid) in self._namespaces:
             return True
@@ -290,7 +279,7 @@ class HolderFinder:
         for _ in range(1 if began - self._barren < _PATIENCE else _SCANS):
             began = time.monotonic()
             self._seen = {}
-            for known in reversed(list(self._known.values())):
+            for known in self._roll:
                 self._scan(known)
                 if inode in self._seen and (holder := self._find_seen(inode, link)):
                     return holder
@@ -300,7 +289,7 @@ class HolderFinder:
         self._barren = began
         return None
 
-    def _scan(self, known: _Known) -> None:
+    def _scan(self, known: Known) -> None:
         descriptors = known.descriptors
         for fd in known.numbers():
             target = descriptors.target(fd)
@@ -309,7 +298,7 @@ class HolderFinder:
 
     def _find_among_strangers(self, link: str) -> Holder | None:
         for pid in proc.pids():
-            if pid in self._known:
+            if pid in self._roll:
                 continue
             try:
                 descriptors = Descriptors(pid)
@@ -323,29 +312,14 @@ class HolderFinder:
 
     # Memory
 
-    def _hit(self, known: _Known, fd: int) -> Holder:
-        history, pid = known.history, known.descriptors.pid
-        history.pop(fd, None)
-        history[fd] = None
-        if len(history) > _HISTORY:
-            del history[next(iter(history))]
-        if self._known.get(pid) is known:
-            self._known[pid] = self._known.pop(pid)  # now the latest
-        return Holder(pid, fd)
+    def _hit(self, known: Known, fd: int) -> Holder:
+        known.found_at(fd)
+        self._roll.is_latest(known)
+        return Holder(known.pid, fd)
 
-    def _remember(self, descriptors: Descriptors) -> _Known:
-        former = self._known.get(descriptors.pid)
-        if former is not None:
-            self._forget(former)
-        if len(self._known) >= self._kept:
-            self._forget(next(iter(self._known.values())))
-        known = self._known[descriptors.pid] = _Known(descriptors)
+    def _remember(self, descriptors: Descriptors) -> Known:
         self._strangers.pop(descriptors.pid, None)
-        return known
-
-    def _forget(self, known: _Known) -> None:
-        del self._known[known.descriptors.pid]
-        known.descriptors.close()
+        return self._roll.add(descriptors)
 
 
 def _search(descriptors: Descriptors, link: str) -> int | None:

@@ -86,12 +86,12 @@ class OriginFinder:
         self, vantage: Vantage, protocol: int, wire: Tuple, since: float, above: tuple[int, ...]
     ) -> Origin:
         try:
-            own = _before_nat(vantage, protocol, wire)
+            own = _before_nat(vantage, protocol, wire) if vantage.has_tracked() else wire
         except OSError:
             own = None  # there is NAT, perhaps, and nobody tells us about it
         if own is None:
             return Origin(wire)
-        origin = Origin(own, _steps(wire, own))
+        origin = Origin(own, [] if own is wire else _steps(wire, own))
         origin.owners = self._senders(vantage, protocol, own, since)
         if origin.owners or len(above) == _DEPTH:
             origin.namespace = vantage.inode
@@ -161,8 +161,6 @@ def _open(vantage: Vantage, numbers: set[int], path: tuple[int, ...]) -> list[tu
 
 def _before_nat(vantage: Vantage, protocol: int, wire: Tuple) -> Tuple | None:
     """``wire`` as it was before this namespace translated it (the same when it did not); None: nobody can know."""
-    if not vantage.has_tracked():
-        return wire
     wanted = wire.turned()
     entry = vantage.entry(protocol, wanted)
     if entry is not None and entry.reply == wanted:

@@ -59,16 +59,17 @@ class Sharing:
         """The holder that opened the flow, and whether that is certain; ``found`` unless another is in connect()."""
         if protocol != socket.IPPROTO_TCP:
             return found, False
-        self._holders.meet()
-        if not self._holders.are_others(found.pid):
-            return found, False
-        if proc.connecting(found.pid) == found.fd:
+        sitter = self._holders.sitter(found.pid)
+        if sitter is not None and sitter.connecting() == found.fd:
             return found, True
+        if not self._careful and self._holders.count() > _AT_ONCE + 1:
+            return found, False
+        self._holders.meet()
         others = self._holders.others(found.pid)
-        if not self._careful:
+        if others and not self._careful:
             others = self._worth_asking(others, found, inode)
-            if not others:
-                return found, False
+        if not others:
+            return found, False
         for pid in (found.pid, *others):
             for thread in proc.threads(pid):
                 fd = proc.connecting(thread)

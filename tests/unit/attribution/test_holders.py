@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from ground.child import end, fork
+from ground.child import end, eventually, fork, wait
 
-from netns_graft.attribution import holders
+from netns_graft.attribution import roll
 from netns_graft.attribution.holders import Holder, HolderFinder
 from netns_graft.linux import proc
 
@@ -149,7 +149,7 @@ def test_a_full_scan_is_remembered(finder: HolderFinder, monkeypatch: pytest.Mon
             program.close(fd)  # holes: no number is likely
         fd, inode = held[0]
         assert find(finder, inode) == (program.pid, fd)
-        monkeypatch.setattr(finder, "_find_known", lambda _link: pytest.fail("it was not remembered"))
+        monkeypatch.setattr(finder, "_find_awake", lambda _link: pytest.fail("it was not remembered"))
         fd, inode = held[2]
         assert find(finder, inode) == (program.pid, fd)
 
@@ -158,19 +158,19 @@ def test_who_has_ended_is_forgotten(finder: HolderFinder) -> None:
     with programs(3) as made:
         for program in made:
             assert find(finder, program.open()[1]) is not None
-        assert {program.pid for program in made} <= set(finder._known)
+        assert {program.pid for program in made} <= set(finder._roll.pids())
     finder.sweep()
-    assert not {program.pid for program in made} & set(finder._known)
+    assert not {program.pid for program in made} & set(finder._roll.pids())
 
 
 def test_no_more_are_kept_open_than_the_limit(finder: HolderFinder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finder, "_kept", 4)
+    monkeypatch.setattr(finder._roll, "limit", 4)
     with programs(8) as made:
         for _ in range(2):
             for program in made:
                 fd, inode = program.open()
                 assert find(finder, inode) == (program.pid, fd)
-                assert len(finder._known) <= 4
+                assert finder.count() <= 4
 
 
 def test_every_holder(finder: HolderFinder) -> None:
@@ -194,8 +194,79 @@ def test_a_process_in_another_namespace_that_holds_it_is_found_at_last() -> None
     elsewhere.close()
 
 
-@pytest.mark.parametrize(
-    ("numbers", "free"), [([], 0), ([2, 1, 0], 3), ([7, 2, 1, 0], 3), ([5, 4], 0), ([9, 8, 3, 1, 0], 2)]
-)
-def test_the_lowest_free_number(numbers: list[int], free: int) -> None:
-    assert holders._lowest_free(numbers) == free
+def test_whoever_ran_is_looked_at_and_nobody_else(finder: HolderFinder, monkeypatch: pytest.MonkeyPatch) -> None:
+    with programs(12) as made:
+        for program in made:
+            assert find(finder, program.open()[1]) is not None
+        ours = {program.pid for program in made}
+        assert eventually(lambda: ours.isdisjoint([known.pid for known in finder._roll.awake()]))
+        looks: list[int] = []
+        look = finder._look_at
+        monkeypatch.setattr(finder, "_look_at", lambda known, link: (looks.append(known.pid), look(known, link))[1])
+        monkeypatch.setattr(finder, "_find_young", lambda *_: pytest.fail("not found among those who ran"))
+        for program in (made[3], made[7], made[3], made[0]):
+            fd, inode = program.open()
+            known = finder._roll.get(program.pid)
+            assert known is not None
+            # It is told when the process has gone to sleep.
+            assert eventually(lambda it=known: time.clock_gettime_ns(it.clock) != it.ran)
+            assert find(finder, inode) == (program.pid, fd)
+        meant = {made[0].pid, made[3].pid, made[7].pid}
+        assert meant <= ours & set(looks) <= {*meant, made[-1].pid}  # which may have gone to sleep just now
+
+
+def test_a_process_whose_cpu_time_does_not_tell_is_found(
+    finder: HolderFinder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told late for one that is running: a hint, and no more."""
+    with programs(6) as made:
+        for program in made:
+            assert find(finder, program.open()[1]) is not None
+        for known in finder._roll:
+            known.ran = 1
+        monkeypatch.setattr(roll.time, "clock_gettime_ns", lambda _clock: 1)
+        monkeypatch.setattr(finder, "_find_anywhere", lambda *_: pytest.fail("every descriptor was looked at"))
+        for program in made:
+            fd, inode = program.open()
+            assert find(finder, inode) == (program.pid, fd)
+
+
+def test_fewer_descriptors_than_before(finder: HolderFinder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several were closed and one opened: looked at later, and still without a scan."""
+    with programs(3) as made:
+        one = made[0]
+        held = [one.open() for _ in range(6)]
+        for fd, inode in held:
+            assert find(finder, inode) == (one.pid, fd)
+        for fd, _ in held[1:5]:
+            one.close(fd)
+        monkeypatch.setattr(finder, "_find_anywhere", lambda *_: pytest.fail("every descriptor was looked at"))
+        fd, inode = one.open()
+        assert fd == held[1][0]
+        assert find(finder, inode) == (one.pid, fd)
+
+
+def test_a_crowd_elsewhere_does_not_come_first(finder: HolderFinder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many young processes may all be somebody else's: the known ones are looked at before."""
+    with programs(2) as (one, other):
+        assert find(finder, one.open()[1]) is not None and find(finder, other.open()[1]) is not None
+        crowd = [fork(lambda: None) for _ in range(20)]
+        assert [wait(pid) for pid in crowd] == [0] * 20
+        monkeypatch.setattr(finder, "_young", lambda: range(crowd[-1], crowd[-1] - 20, -1))  # others may fork as well
+        for known in finder._roll:
+            known.ran = 1
+        monkeypatch.setattr(roll.time, "clock_gettime_ns", lambda _clock: 1)
+        monkeypatch.setattr(finder, "_find_young", lambda *_: pytest.fail("the young ones came first"))
+        fd, inode = one.open()
+        assert find(finder, inode) == (one.pid, fd)
+
+
+def test_the_sitter_is_the_known_processs_and_ends_with_it(finder: HolderFinder) -> None:
+    with programs(1) as (program,):
+        assert finder.sitter(program.pid) is None  # not known yet
+        assert find(finder, program.open()[1]) is not None
+        sitter = finder.sitter(program.pid)
+        assert sitter is not None and sitter is finder.sitter(program.pid)
+        assert sitter.argv() == proc.argv(os.getpid()) and sitter.exe() == proc.exe(program.pid)
+    finder.sweep()
+    assert (sitter.exe(), sitter.argv(), finder.sitter(program.pid)) == (None, (), None)
