@@ -194,18 +194,27 @@ class Tracer:
         address = call.args[0]
         try:
             (flags,) = struct.unpack("=Q", call.read(address, 8))
+            if flags & seccomp.CLONE_UNTRACED:
+                ptrace.poke(call.tid, address, flags & ~seccomp.CLONE_UNTRACED)
         except ProcessLookupError:
             return
+        except PermissionError:
+            call.answer(-ENOSYS)  # hidden from us; the C library takes clone instead, whose flags are in a register
+            return
         except OSError:
-            call.go_on()  # the kernel cannot read it either, or no one may: then it is not ours to see
+            call.go_on()  # not there: the kernel says EFAULT
             return
         if not flags & seccomp.CLONE_UNTRACED:
             call.go_on()
             return
-        ptrace.poke(call.tid, address, flags & ~seccomp.CLONE_UNTRACED)
 
         def put_back(call: Call, _result: int) -> None:
-            ptrace.poke(call.tid, address, flags)
+            try:
+                ptrace.poke(call.tid, address, flags)
+            except ProcessLookupError:
+                raise
+            except OSError:
+                pass  # unmapped by another thread meanwhile
 
         call.go_on_then(put_back)
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ground.child import end, fork, wait
-from netns_graft.linux import ptrace, seccomp
+from netns_graft.linux import ptrace, seccomp, syscalls
+from netns_graft.linux.syscalls import _libc
 from netns_graft.tracing.call import Call
 from netns_graft.tracing.tracer import Tracer
 
@@ -143,6 +144,15 @@ def state_of(pid: int) -> str:
     """R, S, D, T, t (stopped with a tracer), Z."""
     with open(f"/proc/{pid}/stat", "rb") as file:
         return file.read().rpartition(b")")[2].split()[0].decode()
+
+
+def become_ordinary() -> None:
+    """As root: nobody, for the command and the tracer alike."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        _libc.prctl(syscalls.PR_SET_DUMPABLE, 1, 0, 0, 0)  # setuid has cleared it; its like may trace it again
 
 
 def ended(pid: int) -> bool:
