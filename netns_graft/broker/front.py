@@ -79,8 +79,13 @@ def make_app(directory: str, used: Callable[[], None] = lambda: None) -> web.App
             return problem(404, str(gone))
 
     async def list_workloads(_request: web.Request) -> web.Response:
-        found = await asyncio.to_thread(lambda: list(workloads.statuses(directory)))
-        return reply(models.Workloads(workloads=[models.Workload.model_validate(status) for status in found]))
+        found = []
+        for status in await asyncio.to_thread(lambda: list(workloads.statuses(directory))):
+            try:
+                found.append(models.Workload.model_validate(status))
+            except ValidationError:
+                continue  # of another version; whoever asks finds it by its own socket
+        return reply(models.Workloads(workloads=found))
 
     async def one_workload(request: web.Request) -> web.Response:
         return reply(models.Workload.model_validate(await _ask(directory, request, {"do": "status"})))

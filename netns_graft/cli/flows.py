@@ -36,11 +36,11 @@ def run_flows(argv: Sequence[str]) -> int:
             raise UsageError(f"flows: unknown argument {word!r}", hint="netns-graft flows --help")
         else:
             wanted = word
-    paths = [one.path for one in ([client.find(wanted)] if wanted is not None else client.workloads())]
+    known = [client.find(wanted)] if wanted is not None else client.workloads()
     if follow:
-        records = client.follow(paths, newcomers=wanted is None)
+        records = client.follow(known, newcomers=wanted is None)
     else:
-        records = (record for path in paths for record in client.past(path))
+        records = (record for workload in known for record in client.past(workload))
     for record in records:
         if "lost" in record:
             say("warning", f"{record['lost']} flows came faster than they could be shown")

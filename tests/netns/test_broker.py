@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from netns_graft.broker import workloads
+from netns_graft.cli import api
 from netns_graft.linux import control_sockets
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="network namespaces without an engine need root")
@@ -60,7 +61,7 @@ class Container:
 
     def connects(self) -> str:
         """What connect(2) to an address that is denied gives: with a graft an answer at once."""
-        code = "import socket; s = socket.socket(); s.settimeout(1); print(s.connect_ex(('192.0.2.1', 80)))"
+        code = "import socket; s = socket.socket(); s.settimeout(10); print(s.connect_ex(('192.0.2.1', 80)))"
         return self.run(sys.executable, "-c", code).stdout.strip()
 
     def end(self) -> None:
@@ -222,6 +223,15 @@ def test_end_on_deny_ends_everybody_with_the_first_denial(place: Place) -> None:
 def test_nonsense_for_end_on_deny_is_refused(place: Place) -> None:
     state = place.container("one").state | {"annotations": {"io.netns-graft.end-on-deny": "1"}}
     assert "end-on-deny: '1' is neither true nor false" in refused(place.hook(state))
+
+
+def test_the_api_says_of_a_forwarder_all_that_it_says_itself(place: Place) -> None:
+    """A field that is new in one of them would make ``ps`` ask each by its own socket, and nobody would see."""
+    place.graft(place.container("one"))
+    assert eventually(lambda: asked(place) == 200)
+    answer = api.get(str(place.broker_place / "api.sock"), "/v1/workloads", 10.0)
+    assert answer == {"workloads": [place.status("one")]}
+    assert api.sockets(str(place.runtime)) == [str(place.broker_place / "api.sock")]
 
 
 @pytest.mark.parametrize("taken", [("hook.sock",), ("api.sock",), ("hook.sock", "api.sock"), ("starting", "hook.sock")])

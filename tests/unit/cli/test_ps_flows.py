@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from netns_graft.broker.front import make_app
 from netns_graft.cli import client
 from netns_graft.cli.main import main
 from netns_graft.linux import control_sockets, places
@@ -42,6 +45,7 @@ class Answerer:
         self.status, self.records = status, records
         self.released = threading.Event()  # a follower gets its end of file
         self._sock = control_sockets.listen(path)
+        self._askers: list[threading.Thread] = []
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
@@ -51,18 +55,23 @@ class Answerer:
                 asker, _ = self._sock.accept()
             except OSError:
                 return
-            with asker:
-                question = json.loads(asker.makefile().readline())
-                answers = [self.status] if question["do"] == "status" else self.records
-                asker.sendall("".join(json.dumps(answer) + "\n" for answer in answers).encode())
-                if question.get("follow"):
-                    self.released.wait()
+            self._askers.append(threading.Thread(target=self._answer, args=(asker,)))
+            self._askers[-1].start()
+
+    def _answer(self, asker: socket.socket) -> None:
+        with asker:
+            question = json.loads(asker.makefile().readline())
+            answers = [self.status] if question["do"] == "status" else self.records
+            asker.sendall("".join(json.dumps(answer) + "\n" for answer in answers).encode())
+            if question.get("follow"):
+                self.released.wait()
 
     def close(self) -> None:
         self.released.set()
         self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
-        self._thread.join()
+        for thread in (self._thread, *self._askers):
+            thread.join()
 
 
 @pytest.fixture
@@ -175,8 +184,112 @@ def test_wrong_usage(directory, capsys, line):
     assert "unknown argument" in capsys.readouterr().err
 
 
+class BrokersApi:
+    """The real API over the same forwarders, as a broker serves it."""
+
+    def __init__(self, runtime: Path) -> None:
+        self.used = 0
+        place = runtime / "broker-4026531837"
+        place.mkdir()
+        self._sock = control_sockets.listen(str(place / "api.sock"))
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(str(runtime / "workloads"))))
+        self._thread.start()
+        self._ready.wait(10)
+
+    async def _serve(self, directory: str) -> None:
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        runner = web.AppRunner(make_app(directory, self._use), handler_cancellation=True, shutdown_timeout=0.01)
+        await runner.setup()
+        await web.SockSite(runner, self._sock).start()
+        self._ready.set()
+        await self._over.wait()
+        await runner.cleanup()
+
+    def _use(self) -> None:
+        self.used += 1
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._over.set)
+            self._thread.join(10)
+
+
+@pytest.fixture
+def api(directory: str) -> Iterator[BrokersApi]:
+    served = BrokersApi(Path(directory).parent)
+    yield served
+    served.close()
+
+
+WHOLE = STATUS | {
+    "members": [], "dns": "synthetic", "hold": True, "pid": 1, "workload_pid": 2, "network_namespace": 3,
+}  # fmt: skip
+
+
+def test_a_broker_is_asked_and_says_the_same(answerer, api, capsys):
+    whole = {key: value for key, value in WHOLE.items() if key != "name"}
+    answerer("exec-4242", [RECORD], **whole)
+    told = []
+    for asked in (0, 1, 3):
+        assert api.used == asked
+        assert main(["ps", "--json"] if asked == 0 else ["flows", "--json"]) == 0
+        told.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    assert told == [[WHOLE], [RECORD], [RECORD]]
+
+
+def test_what_the_broker_does_not_know_is_asked_itself(answerer, api, capsys):
+    """A forwarder of another version, say."""
+    answerer("exec-1", started=1.0, news="of a later version")
+    assert main(["ps", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["news"] == "of a later version"
+    assert api.used == 1
+
+
+@pytest.mark.parametrize("broker", ["dead", "silent", "no broker", "cut short"])
+def test_a_broker_that_is_of_no_use(directory, answerer, broker, capsys, monkeypatch):
+    monkeypatch.setattr(client, "_API_PATIENCE", 0.1)
+    place = Path(directory).parent / "broker-1"
+    place.mkdir()
+    sock = control_sockets.listen(str(place / "api.sock"))
+    said = {"no broker": b"hello\r\n", "cut short": b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"}.get(broker)
+    thread = threading.Thread(target=lambda: _say_once(sock, said or b""))
+    if broker == "dead":
+        sock.close()
+    elif said is not None:
+        thread.start()
+    answerer("exec-1")
+    assert main(["ps", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "exec-1"
+    if said is not None:
+        thread.join()
+    sock.close()
+
+
+def _say_once(sock: socket.socket, said: bytes) -> None:
+    asker, _ = sock.accept()
+    with asker:
+        asker.recv(4096)
+        asker.sendall(said)
+
+
+def test_a_broker_that_leaves_is_no_end_and_no_flow_comes_twice(answerer, api):
+    one = answerer("exec-4242", [RECORD], **{key: value for key, value in WHOLE.items() if key != "name"})
+    (known,) = client.workloads()
+    assert known.api is not None
+    records = client.follow([known], newcomers=False)
+    assert next(records) == RECORD
+    one.records = [RECORD, {**RECORD, "id": "2"}]
+    api.close()
+    assert next(records)["id"] == "2"
+    one.released.set()
+    assert list(records) == []
+
+
 def test_they_import_nothing_slow():
-    heavy = {"aiohttp", "pydantic", "rich", "argparse", "asyncio", "pyroute2", "http.client", "netns_graft.policy"}
+    heavy = {
+        "aiohttp", "pydantic", "rich", "argparse", "asyncio", "pyroute2", "http.client", "h11", "netns_graft.policy",
+    }  # fmt: skip
     program = (
         "import sys; from netns_graft.cli import main, ps, flows, client;"
         "print(sorted(set(sys.modules) & set(sys.argv)))"
