@@ -47,8 +47,8 @@ class Tracer:
     """Owns a signalfd of SIGCHLD, which it blocks in the calling thread, and which must be the only one to wait for
     children. Everything is for that thread.
 
-    ``on_call`` gets each call of the filter and lets it go now or later. ``on_exec`` and ``on_end`` get the process, the
-    latter unless it was killed before it ever ran; ``warn`` one line for the user.
+    ``on_call`` gets each call of the filter and lets it go now or later. ``on_exec`` and ``on_end`` get the process,
+    the latter unless it was killed before it ever ran; ``warn`` one line for the user.
     """
 
     def __init__(
