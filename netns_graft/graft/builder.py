@@ -1,4 +1,4 @@
-"""The short life of the process that makes F and W. Only here is pyroute2 imported, and its memory goes with it."""
+"""The short life of the process that makes F and W: who has entered them may be unable to come back."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def build_in_child(
     """
 
     def build() -> Wiring:
-        from netns_graft.linux import wiring as cables  # 170 ms: in this process only
+        from netns_graft.linux import wiring as cables
 
         return cables.build(hold=hold, dns=dns, loopback_resolvers=loopback_resolvers, workload_ns_fd=workload_ns_fd)
 

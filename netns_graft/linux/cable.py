@@ -1,6 +1,6 @@
 """What the wiring hands to the forwarder, and the addresses at both ends. Plain data: importing this costs nothing.
 
-``wiring`` builds it (and imports pyroute2 for that), in a process of its own; ``send`` and ``receive`` carry it to the
+``wiring`` builds it, in a process of its own; ``send`` and ``receive`` carry it to the
 forwarder over a Unix socket.
 """
 
