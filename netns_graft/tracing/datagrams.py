@@ -2,8 +2,8 @@
 
 **An asked address** has a socket of ours on loopback, of which a program's socket is connected to, or sent to, instead.
 A reply leaves from that socket, so the asked address can be put in its place wherever the program looks at a sender.
-Loopback may be translated (SNAT), so a caller is not found by the sender's address that a rule says it should have: one
-empty datagram, sent by the program's own socket when it connects, shows the address that its questions will come from.
+Loopback may be translated (SNAT), so a sender's address is not simply that of a program's socket: when it connects, one
+datagram of ours, sent by that very socket, shows the address that its questions will come from.
 
 **A closed door** is a socket of ours to which a program's socket is connected, so that the connect() succeeds as it
 does for any UDP (glibc orders addresses that way). The first datagram that comes is noted, and the door vanishes: the
@@ -12,6 +12,7 @@ next send or receive says ECONNREFUSED.
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 from collections import OrderedDict
@@ -151,8 +152,9 @@ class Datagrams:
         while self._hear(asked):
             pass  # so that what comes next is ours
         sock.connect(in_form(sock, packed(LOOPBACK[len(asked.host)]), asked.port))
-        sock.send(b"", _NOW)
-        sender = self._heard(asked, b"")
+        mark = os.urandom(16)
+        sock.send(mark, _NOW)
+        sender = self._heard(asked, mark, lambda _: True)
         if sender is None:
             disconnect(sock)
             raise OSError(ENETUNREACH, "loopback does not carry it")
@@ -210,10 +212,14 @@ class Datagrams:
             sent = sock.sendto(payload, _NOW, in_form(sock, host, port))
         except OSError as error:
             return -(error.errno or EACCES)
-        sender = self._heard(asked, payload)
+        number, (own_host, own_port) = cookie(sock), own_name(sock)
+        # Not the same words of a connected socket; but what is known of a sender may be a socket's that is closed.
+        sender = self._heard(
+            asked, payload,
+            lambda it: it not in asked.callers or it[1] == own_port or asked.callers[it].cookie == number,
+        )  # fmt: skip
         if sender is None:
             return -EHOSTUNREACH
-        number, (own_host, own_port) = cookie(sock), own_name(sock)
         self._talk(number)
         caller = Caller(pid, number, (own_host if has_host(own_host) else host, own_port))
         self._question(asked, caller, payload, sender)
@@ -234,19 +240,17 @@ class Datagrams:
         if payload:
             self._carrier.asked(Question(caller, asked.host, payload, asked.sock, sender))
 
-    def _heard(self, asked: Asked, payload: bytes) -> Sender | None:
-        """The sender of the ``payload`` that was just sent here: none of those that are known."""
+    def _heard(self, asked: Asked, payload: bytes, is_ours: Callable[[Sender], bool]) -> Sender | None:
+        """The sender of the ``payload`` that was just sent here. ``is_ours``: can it be from there?"""
         while True:
             datagram = asked.take()
             if datagram is None:
                 if not ready(asked.sock, select.POLLIN):
                     return None
-                continue
-            if datagram[0] == payload and datagram[1] not in asked.callers:
+            elif datagram[0] == payload and is_ours(datagram[1]):
                 return datagram[1]
-            if datagram[0] == payload == b"":
-                return datagram[1]  # one that was known: the same socket, or one that got the port of a closed one
-            self._from_known(asked, *datagram)
+            else:
+                self._from_known(asked, *datagram)
 
     def _hear(self, asked: Asked, _events: int = 0) -> bool:
         """Datagrams of connected sockets. True: there may be more."""

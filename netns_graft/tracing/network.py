@@ -27,6 +27,7 @@ from errno import (
     EINVAL,
     ENOBUFS,
     ENOTCONN,
+    EPIPE,
     EPROTONOSUPPORT,
 )
 from functools import partial
@@ -66,7 +67,8 @@ __all__ = ["Carrier", "Connecting", "Network", "Question"]
 PENDING_LIMIT = 16384  # each holds a descriptor
 # EINTR, and ERESTART*, by which the kernel's way back to the program decides between EINTR and calling anew
 _INTERRUPTED = frozenset((-4, -512, -513, -514, -516))
-_TORN = frozenset((-ECONNRESET, -ECONNABORTED))
+# of a connect() whose socket was disconnected meanwhile; EPIPE since Linux 6.7
+_TORN = frozenset((-ECONNRESET, -ECONNABORTED, -EPIPE))
 
 
 class Carrier(Protocol):
