@@ -47,5 +47,5 @@ def _question() -> bytes:
         "bundle": "/nowhere",
         "annotations": {f"{ANNOTATION}default": "deny", f"{ANNOTATION}allow": "example.org:443 192.0.2.0/24"},
     }
-    question: dict[str, object] = {"stage": "createRuntime", "options": [], "group": None, "annotations": True, "state": state}
-    return json.dumps(question).encode() + b"\n"
+    question = {"stage": "createRuntime", "group": None, "annotations": True, "state": state}
+    return json.dumps({**question, "options": []}).encode() + b"\n"

@@ -35,6 +35,7 @@ from netns_graft.linux import control_sockets, places, syscalls, watch, workload
 
 IDLE_SECONDS = 600.0
 _FRONT_PAUSE = 1.0  # seconds before a front that died is started again
+_FRONT_DELAY = 0.3  # seconds until the first: it loads for 200 ms, and a container waits that had us started
 _SPARE_PAUSE = 0.3  # seconds until the next spare is made: a container that starts needs the processors more
 _BURST = 64
 _UNWATCHED_PAUSE = 2.0  # seconds between looks at our own files where inotify is not to be had
@@ -131,6 +132,7 @@ class Broker:
             if fd is not None:
                 poll.register(fd, select.POLLIN)
         began = last = time.monotonic()
+        self._front_due = began + _FRONT_DELAY
         while not self._stop:
             now = time.monotonic()
             if self._front is None and now >= self._front_due:
@@ -146,7 +148,7 @@ class Broker:
             if left <= 0:
                 break
             if self._front is None:
-                left = min(left, _FRONT_PAUSE)
+                left = min(left, max(0.0, self._front_due - now))
             if self._spare is None and self._has_power:
                 left = min(left, max(0.0, self._spare_due - now))
             if self._watch_fd is None:
