@@ -205,7 +205,7 @@ class HolderFinder:
             return None
         fd = _search(descriptors, link)
         if fd is not None:
-            process = pid if known else proc.process_of_thread(pid)
+            process = pid if known or proc.is_process(pid) else proc.process_of_thread(pid)
             if process == pid:
                 return self._hit(known or self._remember(descriptors), fd)
         if known is None:
@@ -245,7 +245,7 @@ class HolderFinder:
         self._met_until = newest
         if last and 0 < newest - last <= _WINDOW:
             young = range(last + 1, newest + 1)
-            new = [pid for pid in young if self._is_ours(pid) and proc.process_of_thread(pid) == pid]
+            new = [pid for pid in young if proc.is_process(pid) and self._is_ours(pid)]
         else:
             every = proc.pids()
             alive = set(every)

@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import stat as stat_bits
+import time
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
@@ -190,6 +191,16 @@ class NewestPid:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def is_process(number: int) -> bool:
+    """Does this number name a process, rather than one of its other threads, or nobody? 0.3 µs: only processes have a
+    clock."""
+    try:
+        time.clock_gettime_ns(cpu_clock(number))
+    except OSError:
+        return False
+    return True
 
 
 def process_of_thread(tid: int) -> int | None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ground.child import end, eventually, fork
+from ground.child import end, eventually, fork, wait
 
 from netns_graft.linux import proc, syscalls
 
@@ -275,6 +275,19 @@ class TestWhoIsThere:
         os.waitpid(fork(lambda: None), 0)
         assert newest.read() != before
         newest.close()
+
+    def test_is_process(self) -> None:
+        done = threading.Event()
+        thread = threading.Thread(target=done.wait, args=(5,))
+        thread.start()
+        pid = fork(lambda: None)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        numbers = (os.getpid(), pid, thread.native_id or 0, GONE)
+        assert [proc.is_process(number) for number in numbers] == [True, True, False, False]
+        assert wait(pid) == 0
+        assert not proc.is_process(pid)
+        done.set()
+        thread.join()
 
     def test_innermost_pid(self) -> None:
         assert proc.innermost_pid(os.getpid()) is None  # one name only
