@@ -89,7 +89,7 @@ class Rooms:
             if tried == len(rooms):
                 if tried == ROOMS_LIMIT:
                     raise OSError(EADDRNOTAVAIL, "no port is free")
-                rooms.append(_Room(len(host)))
+                rooms.append(self._one_more(len(host)))
             name: tuple[str, int] = rooms[-1].name
             with without_waiting(sock):
                 code = sock.connect_ex(in_form(sock, packed(name[0]), name[1]))
@@ -102,6 +102,12 @@ class Rooms:
                 raise OSError(code, "cannot wait")
             rooms.insert(0, rooms.pop())  # its ports are used up: the next to try last
             tried += 1
+
+    def _one_more(self, size: int) -> _Room:
+        try:
+            return _Room(size)
+        except OSError as error:
+            raise OSError(EADDRNOTAVAIL, f"no further waiting room: {error.strerror}") from None
 
     def refuse_afar(self, sock: socket.socket, host: bytes) -> None:
         """``sock`` leaves its room and fails elsewhere: a pollable error, ECONNREFUSED for the kernel. OSError."""

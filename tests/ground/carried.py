@@ -108,7 +108,15 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
             target.sendall(data)
         target.shutdown(socket.SHUT_WR)
     except OSError:
-        pass
+        for sock in (source, target):
+            _shut(sock)
+
+
+def _shut(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # reset already
 
 
 def _shown(name: tuple[bytes, int]) -> tuple[str, int]:

@@ -335,6 +335,33 @@ def test_many_at_once() -> None:
     assert len({source for _, source, _ in seen.connects}) == 4 * 50
 
 
+@in_own_namespaces
+def test_more_connections_than_ports() -> None:
+    """One waiting room holds as many as there are ephemeral ports; there are more rooms, and then an errno."""
+
+    def work() -> None:
+        socks, results = [], []
+        for _ in range(200):
+            socks.append(socket.socket(V4))
+            socks[-1].setblocking(False)
+            results.append(socks[-1].connect_ex((WEB, NEVER)))
+        # The listeners and the guests of the rooms take ports, too.
+        last = results.index(errno.EADDRNOTAVAIL)
+        assert last > 8 and set(results[:last]) == {errno.EINPROGRESS}
+        assert set(results[last:]) == {errno.EADDRNOTAVAIL}
+        for sock in socks:
+            sock.close()
+
+    def fewer() -> None:
+        with open("/proc/sys/net/ipv4/ip_local_port_range", "w") as file:
+            file.write("40000 40007")
+
+    with served():
+        fewer()
+        seen = Carried(lambda _: work()).finish()
+    assert len({source for _, source, _ in seen.connects}) < len(seen.connects)
+
+
 def _many(blocking: bool) -> None:
     socks = [socket.socket(V4) for _ in range(50)]
     for sock in socks:
