@@ -103,13 +103,14 @@ class Asked:
 
     def take(self) -> tuple[bytes, Sender] | None:
         """(payload, sender) of the next datagram."""
-        while True:
+        while self.sock.fileno() >= 0:  # else dropped: a stale event
             try:
                 return self.sock.recvfrom(_LARGEST, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return None
             except OSError:
                 pass  # an ICMP error about a reply of ours, told once
+        return None
 
 
 class Datagrams:
