@@ -13,14 +13,15 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from netns_graft.linux.nlattr import attribute, attributes, text
+from netns_graft.linux.nlattr import attribute, attributes
 
 _NETLINK_ROUTE = 0
 _RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_NEWROUTE, _RTM_NEWNEIGH, _RTM_NEWRULE = 16, 18, 20, 24, 28, 32
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_EXCL, _NLM_F_CREATE = 0x1, 0x4, 0x200, 0x400
 _NLMSG_ERROR = 2
 _IFF_UP = 1
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_QDISC, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 1, 3, 4, 6, 18, 28
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 1, 3, 4, 16, 18, 28
+_IF_OPER_UP = b"\x06"
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _IFA_F_NODAD, _IFA_F_PERMANENT = 0x02, 0x80
@@ -85,7 +86,8 @@ class RouteSocket:
         if kind == _NLMSG_ERROR:
             code = -struct.unpack_from("=i", payload)[0]
             raise OSError(code, os.strerror(code), f"link {index}")
-        return text(attributes(payload[16:]).get(_IFLA_QDISC)) != "noop"
+        # Set together with what makes it send (linkwatch_do_dev). Its queueing discipline is there long before.
+        return attributes(payload[16:]).get(_IFLA_OPERSTATE) == _IF_OPER_UP
 
     def close(self) -> None:
         self._sock.close()
