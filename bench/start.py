@@ -1,8 +1,9 @@
 """What the hook costs a container's start: `podman run` with it and without, warm and cold, beside slirp4netns.
 
 The runs are interleaved, so that whatever else the machine does hits all alike; medians are compared. "Warm" is with
-a broker that waits, "cold" the very first container, for which the hook has to start one. Run by bench/run, as root:
-podman itself runs as an unprivileged user. Exits 1 when the hook costs more than it may.
+a broker that waits, "cold" the very first container, for which the hook has to start one, "to a file" with
+--annotation io.netns-graft.flows=FILE, whose records are waited for at the end by a second start of the hook. Run by
+bench/run, as root: podman itself runs as an unprivileged user. Says "missed" where the hook costs more than it may.
 
 Usage: start.py [ROUNDS]
 """
@@ -22,6 +23,7 @@ from lab.containers import IMAGE, Engine, brokers, gone, kill
 from lab.grafting import Host
 from lab.internet import Lab
 
+PAUSE = 0.5  # seconds for what the run before left to do: a network's end, the broker's next spare
 LIMITS = {"graft, warm": 0.040, "graft, cold": 0.600}  # seconds more than --network=none alone
 
 
@@ -34,6 +36,7 @@ def allow_tun(lab: Lab) -> None:
 
 
 def seconds(engine: Engine, argv: list[str]) -> float:
+    time.sleep(PAUSE)
     began = time.monotonic()
     engine.run(*argv).ok()
     return time.monotonic() - began
@@ -49,15 +52,18 @@ def measure(engine: Engine, rounds: int) -> dict[str, list[float]]:
     none = engine.run_argv("--rm", IMAGE, "true", annotations={})
     graft = engine.run_argv("--rm", IMAGE, "true")
     slirp = ["--network=slirp4netns" if word == "--network=none" else word for word in none]
+    flows = {"default": "allow", "flows": f"{engine.host.identity.home}/flows.jsonl"}
+    to_file = engine.run_argv("--rm", IMAGE, "true", annotations=flows)
     engine.run(*graft).ok()
-    times: dict[str, list[float]] = {"none": [], "graft, warm": [], "graft, cold": [], "slirp4netns": []}
-    for number in range(rounds):
-        times["none"].append(seconds(engine, none))
-        times["graft, warm"].append(seconds(engine, graft))
-        times["slirp4netns"].append(seconds(engine, slirp))
-        if number % 3 == 0:
-            kill_brokers()
-            times["graft, cold"].append(seconds(engine, graft))
+    kinds = {"none": none, "graft, warm": graft, "graft, to a file": to_file, "slirp4netns": slirp}
+    times: dict[str, list[float]] = {name: [] for name in kinds}
+    for _ in range(rounds):
+        for name, argv in kinds.items():
+            times[name].append(seconds(engine, argv))
+    times["graft, cold"] = []
+    for _ in range(rounds // 3 + 1):
+        kill_brokers()
+        times["graft, cold"].append(seconds(engine, graft))
     return times
 
 
@@ -81,7 +87,7 @@ def main(rounds: int) -> None:
                 missed = limit is not None and middle - base > limit
                 more = "" if name == "none" else f"  {(middle - base) * 1000:+6.0f} ms"
                 bound = "" if limit is None else f"  (at most {limit * 1000:.0f}{', missed' if missed else ''})"
-                print(f"  {name:12} {middle * 1000:6.0f} ms{more}{bound}", flush=True)
+                print(f"  {name:16} {middle * 1000:6.0f} ms{more}{bound}", flush=True)
     finally:
         for process in containers.processes():
             if containers.lasting(process):
