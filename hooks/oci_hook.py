@@ -1,8 +1,8 @@
 #!/usr/bin/python3 -IS
 """The OCI hook of netns-graft: hands a container's state to the broker, and lets it start only when told "ready".
 
-    /usr/bin/python3 -IS oci_hook.py --stage createRuntime|poststop --runtime-dir DIR --python PYTHON --log FILE
-        [--set NAME=VALUE]... [--group NAME] [--annotations on|off] [--time-limit SECONDS]
+    /usr/bin/python3 -IS oci_hook.py --stage createRuntime|createContainer|poststop --runtime-dir DIR
+        --python PYTHON --log FILE [--set NAME=VALUE]... [--group NAME] [--annotations on|off] [--time-limit SECONDS]
 
 --runtime-dir user is the directory of whoever runs the engine, and the log is in there unless it is given.
 
@@ -10,6 +10,9 @@ Stage createRuntime: it runs in the host's network namespace and, for a rootless
 Status 0 means that the container's network is grafted. Whatever else happens, the status is not 0, the engine gives
 the container up, and one line on stderr and in the log says why (crun shows no stderr of hooks). Stage poststop only
 says farewell; there is nothing to prevent any more, so it always ends with 0.
+
+Stage createContainer is for crun without an engine and without root, besides the others: it runs inside the container's
+network, which is closed to everybody outside, and hands it over. Where that was not needed it finds the graft there.
 
 Python >= 3.9 without site packages: this file is all there is. It is on the way of every container's start, so it
 imports little, and composes its one line of JSON by hand.
@@ -28,6 +31,7 @@ except ImportError:  # a Python that has them otherwise
 
 _STATE_LIMIT = 1 << 20  # bytes
 _ANSWER_LIMIT = 1 << 16
+_STAGES = ("createRuntime", "createContainer", "poststop")
 _FLAGS = ("stage", "runtime-dir", "python", "log", "group", "annotations", "time-limit")
 
 
@@ -44,7 +48,7 @@ def main(argv):
         state = _read_state()
         if given["stage"] == "poststop":
             status = 0
-        answer = _ask(given, state)
+        answer = _hand_over(given, state) if given["stage"] == "createContainer" else _ask(given, state)
         if answer != "ready":
             raise Refusal(answer[8:] if answer.startswith("refused ") else f"the broker answered {answer[:200]!r}")
         status = 0
@@ -76,7 +80,7 @@ def _read_arguments(argv, given):
     if given.get("runtime-dir") == "user":
         given["runtime-dir"] = _users_directory()
         given.setdefault("log", given["runtime-dir"] + "/hook.log")
-    if given.get("stage") not in ("createRuntime", "poststop") or not os.path.isabs(given.get("runtime-dir", "")):
+    if given.get("stage") not in _STAGES or not os.path.isabs(given.get("runtime-dir", "")):
         raise Refusal("hook: --stage and --runtime-dir are needed; netns-graft hook install writes them")
     if given["annotations"] not in ("on", "off"):
         raise Refusal("hook: --annotations takes on or off")
@@ -187,19 +191,46 @@ def _ask(given, state):
                 sock.sendall(question)
             except BrokenPipeError:
                 pass  # it may have answered before it had read all
-            answer = b""
-            while not answer.endswith(b"\n") and len(answer) < _ANSWER_LIMIT:
-                part = sock.recv(4096)
-                if not part:
-                    break
-                answer += part
+            answer = _answer_on(sock)
         except ConnectionResetError:
-            answer = b""
+            answer = ""
         finally:
             sock.close()
         if answer:
-            return answer.decode("utf-8", "replace").strip()
+            return answer
         time.sleep(0.02)
+
+
+def _hand_over(given, state):
+    """The broker's process for this container, which the hook of stage createRuntime has made wait for us."""
+    import array
+    import hashlib
+    import json
+
+    container_id = json.loads(state)["id"]
+    name = hashlib.sha256(container_id.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    directory = given["runtime-dir"] + "/handover"
+    ns_fd = os.open("/proc/self/ns/net", os.O_RDONLY)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        sock.connect(f"/proc/self/fd/{directory_fd}/{name}.sock")
+    except (FileNotFoundError, ConnectionRefusedError):
+        if any(interface == "eth0" for _index, interface in socket.if_nameindex()):
+            return "ready"  # createRuntime's hook could open it, and has seen to everything
+        raise Refusal("nobody waits for this container's network: is the hook at createRuntime as well?") from None
+    sock.sendmsg([b"w"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [ns_fd]))])
+    return _answer_on(sock)
+
+
+def _answer_on(sock):
+    answer = b""
+    while not answer.endswith(b"\n") and len(answer) < _ANSWER_LIMIT:
+        part = sock.recv(4096)
+        if not part:
+            break
+        answer += part
+    return answer.decode("utf-8", "replace").strip()
 
 
 def _connect(place, given):

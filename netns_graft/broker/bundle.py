@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from netns_graft.broker.handover import STAGE
 from netns_graft.dns.resolv_conf import Nameserver, ResolvConf, is_near, parse_resolv_conf
 from netns_graft.errors import GraftError
 
@@ -36,6 +37,7 @@ class Bundle:
     args: tuple[str, ...]
     resolv_conf: str
     by_engine: bool
+    hands_over: bool = False  # our hook is called at createContainer as well
 
     def loopback_resolvers(self) -> list[str]:
         """Where DNS must be answered inside W. libc asks 127.0.0.1 when no server is named, and musl ::1 too."""
@@ -64,13 +66,14 @@ def read_bundle(path: str, root: str) -> Bundle:
         config = json.loads(_read(f"{root}{path}/config.json", _CONFIG_LIMIT))
         args = tuple(str(word) for word in (config.get("process") or {}).get("args") or ())
         source, by_engine = _resolv_conf_source(config, path)
+        hands_over = _has_second_hook(config)
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise GraftError(f"the bundle's config.json cannot be read: {error}") from None
     try:
         text = _read(f"{root}{source}", _RESOLV_CONF_LIMIT).decode(errors="replace") if source else ""
     except OSError:
         text = ""  # libc then asks its own loopback
-    return Bundle(args, text, by_engine)
+    return Bundle(args, text, by_engine, hands_over)
 
 
 def name_in(annotations: dict[str, str]) -> str | None:
@@ -78,6 +81,11 @@ def name_in(annotations: dict[str, str]) -> str | None:
         if annotations.get(key):
             return annotations[key]
     return None
+
+
+def _has_second_hook(config: dict[str, Any]) -> bool:
+    hooks = (config.get("hooks") or {}).get(STAGE) or []
+    return any({"--stage", STAGE} <= set(hook.get("args") or []) for hook in hooks)
 
 
 def _resolv_conf_source(config: dict[str, Any], bundle: str) -> tuple[str, bool]:

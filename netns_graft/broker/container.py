@@ -21,8 +21,9 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 
-from netns_graft.broker import denial, workloads
+from netns_graft.broker import denial, handover, workloads
 from netns_graft.broker.bundle import Bundle, name_in, read_bundle
+from netns_graft.broker.handover import Handover
 from netns_graft.broker.lifetime import ContainerLife, Member
 from netns_graft.broker.request import LINE_LIMIT, HookRequest, parse_request
 from netns_graft.errors import GraftError
@@ -139,13 +140,16 @@ class Answering:
             raise GraftError(
                 f"the state's pid is {request.pid}", hint="this hook is for the createRuntime stage, on the host"
             )
+        bundle = read_bundle(request.bundle, workload.root_of(hook_pid))
         try:
             first = workload.open_workload(request.pid)
         except PermissionError as error:
-            raise GraftError(
-                f"the container's process {request.pid} may not be looked into: {error.strerror}",
-                hint="what an ordinary user calls without an engine must be called in a user namespace: podman unshare",
-            ) from None
+            if not bundle.hands_over:
+                raise GraftError(
+                    f"the container's process {request.pid} may not be looked into: {error.strerror}",
+                    hint=f"called by an ordinary user without an engine, it needs our hook at {handover.STAGE} too",
+                ) from None
+            first = self._handed_over(request)
         except OSError as error:
             raise GraftError(f"the container's process {request.pid}: {error.strerror}") from None
         if first.inode == workload.own_network():
@@ -160,7 +164,6 @@ class Answering:
         options = request.options()
         if request.group is not None and denial.noted(f"{self.runtime}/groups/{request.group}"):
             raise GraftError("another RUN of this build was denied something, and that is the build's end")
-        bundle = read_bundle(request.bundle, workload.root_of(hook_pid))
         wiring = None
         while wiring is None:
             try:
@@ -190,6 +193,17 @@ class Answering:
         self._answer("ready")
         self._close_spare()
         serve(ByPackets(cable), settings, life, lambda _name: self.status)
+
+    def _handed_over(self, request: HookRequest) -> Workload:
+        """Let the first hook go, and be asked by the second one from then on."""
+        request.options()  # nonsense is told now
+        try:
+            with Handover(self.runtime, request.container_id, request.pid) as waiting:
+                self._answer("ready")
+                self.hook_sock, first = waiting.receive()
+                return first
+        except OSError as error:
+            raise GraftError(f"the container's network cannot be handed over: {error.strerror}") from None
 
     def _end(self, request: HookRequest, name: str, life: ContainerLife) -> None:
         """With its first denied flow."""

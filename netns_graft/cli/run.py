@@ -115,7 +115,8 @@ def _run_bundle(line: EngineLine, environ: Mapping[str, str]) -> int:
         container_id = rest[0] if rest else this.name
         bundle = f"{this.directory}/bundle"
         os.mkdir(bundle, 0o700)
-        write_grafted(os.path.abspath(line.bundle or ""), bundle, this.hook())
+        hidden = line.runtime == "crun" and os.geteuid() != 0
+        write_grafted(os.path.abspath(line.bundle or ""), bundle, this.hook(), hidden=hidden)
         command = [runtime, "run", f"--bundle={bundle}", *words, container_id]
         status = to_the_end(runtime, command, environ, this, tally.add)
         _settle(this, container_id, tally)

@@ -11,7 +11,7 @@ import json
 import os
 from typing import Any
 
-from netns_graft.engines.hook_files import Hook
+from netns_graft.engines.hook_files import INSIDE, Hook
 from netns_graft.engines.podman_options import Verb
 from netns_graft.errors import GraftError
 
@@ -24,13 +24,16 @@ RUNTIME = Verb(
 _LONGEST = 16 << 20  # bytes of a config.json
 
 
-def write_grafted(bundle: str, directory: str, hook: Hook) -> None:
-    """``directory/config.json``: that of ``bundle`` with our hook before others. ``GraftError``."""
+def write_grafted(bundle: str, directory: str, hook: Hook, *, hidden: bool = False) -> None:
+    """``directory/config.json``: that of ``bundle`` with our hook before others. ``GraftError``.
+
+    ``hidden``: its network can be reached from inside only, as it is with crun where we are not root.
+    """
     config = read_config(bundle)
     refuse_network(config)
     _make_absolute(config, os.path.realpath(bundle))
     hooks = config.setdefault("hooks", {})
-    for stage in hook.stages():
+    for stage in (*hook.stages(), *([INSIDE] if hidden else [])):
         # Ours first: a hook that follows may already want the network.
         hooks[stage] = [hook.call(stage), *(hooks.get(stage) or [])]
     fd = os.open(f"{directory}/config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

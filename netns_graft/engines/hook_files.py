@@ -21,6 +21,7 @@ import netns_graft
 from netns_graft.errors import GraftError
 
 STAGES = ("createRuntime", "poststop")
+INSIDE = "createContainer"  # besides, in a bundle alone
 ANNOTATIONS = "io.netns-graft."
 _PATTERN = r"^io\.netns-graft\..*$"  # keys are unanchored regular expressions
 _FILE_PATTERN = r"^io\.netns-graft\.flows$"

@@ -1,7 +1,8 @@
 """runc and crun without an engine: a bundle of the user's own, with our hook in it or by `netns-graft run --bundle`.
 
-Not crun without root and without podman: there the hook runs outside of the container's user namespace, and until its
-program runs crun hides the container's process from everybody of the same uid. Such a container is refused.
+crun without root and without podman hides the container's process from everybody of the same uid until its program
+runs. There the hook is called at createContainer too, inside the container's user namespace, and hands W over; a bundle
+that has it at createRuntime alone is refused.
 """
 
 import json
@@ -12,14 +13,19 @@ import pytest
 from lab import addresses as at
 from lab.containers import Done, Engine, forwarders, kill, processes, read_flows_of
 from lab.internet import eventually
-from lab.matrix import one
+from lab.matrix import ALL, one, rootless
 from lab.server_files import PAGE
 
 HELLO = PAGE.decode()
-grafting = pytest.mark.parametrize("engine", ["user-runc", "root-runc", "root-crun"], indirect=True)
+grafting = pytest.mark.parametrize("engine", ALL, indirect=True)
 
 
-def make_bundle(engine: Engine, image: Path, *args: str, network: bool = True, hooks: bool = False) -> Path:
+STAGES = ("createRuntime", "createContainer", "poststop")
+
+
+def make_bundle(
+    engine: Engine, image: Path, *args: str, network: bool = True, hooks: bool = False, stages: tuple[str, ...] = STAGES
+) -> Path:  # fmt: skip
     """A bundle as ``runc spec`` writes it, with our image; rootless for the user."""
     bundle = engine.host.identity.own_directory(engine.host.place / "bundle")
     engine.run("sh", "-c", f"mkdir {bundle}/rootfs && tar -x -C {bundle}/rootfs -f {image}").ok()
@@ -33,7 +39,7 @@ def make_bundle(engine: Engine, image: Path, *args: str, network: bool = True, h
     if hooks:
         config["hooks"] = {
             stage: [{"path": words[0], "args": words}]
-            for stage in ("createRuntime", "poststop")
+            for stage in stages
             for words in [engine.hook_words(stage, "--set", "default=allow")]
         }
     (bundle / "config.json").write_text(json.dumps(config))
@@ -103,8 +109,49 @@ def test_its_end(engine: Engine, image: Path, how: str) -> None:
 
 
 @one
-def test_rootless_crun_is_refused(engine: Engine, image: Path) -> None:
-    bundle = make_bundle(engine, image, "sh", "-c", "wget -qO- http://example.com/ || echo ran", hooks=True)
+def test_rootless_crun_with_one_hook_alone_is_refused(engine: Engine, image: Path) -> None:
+    script = "wget -qO- http://example.com/ || echo ran"
+    bundle = make_bundle(engine, image, "sh", "-c", script, hooks=True, stages=("createRuntime", "poststop"))
     done = run(engine, bundle, "lab-bundle")
     assert (done.stdout, done.status != 0) == ("", True)
     assert "netns-graft: error: the container was not started: " in engine.log_text()
+    assert "createContainer" in engine.log_text()
+
+
+@rootless
+def test_the_inner_hook_alone_is_refused(engine: Engine, image: Path) -> None:
+    bundle = make_bundle(engine, image, "sh", "-c", "echo ran", hooks=True, stages=("createContainer",))
+    done = run(engine, bundle, "lab-bundle")
+    assert (done.stdout, done.status != 0) == ("", True)
+    assert "nobody waits for this container's network" in engine.log_text()
+
+
+@one
+def test_an_inner_hook_that_does_not_come(engine: Engine, image: Path) -> None:
+    """Its program is another: then nobody is grafted, and there is no network."""
+    bundle = make_bundle(engine, image, "sh", "-c", f"wget -qO- http://{at.WEB}/ || echo closed", hooks=True)
+    config = json.loads((bundle / "config.json").read_text())
+    config["hooks"]["createContainer"][0]["path"] = "/bin/true"
+    (bundle / "config.json").write_text(json.dumps(config))
+    assert run(engine, bundle, "lab-bundle").stdout == "closed\n"
+    assert eventually(lambda: forwarders() == [])
+    assert eventually(lambda: list((engine.graft_dir / "handover").iterdir()) == [])
+
+
+@one
+def test_who_is_not_below_the_container_is_not_heard(engine: Engine, image: Path) -> None:
+    """While the broker waits for W, somebody else comes with a namespace of his own."""
+    bundle = make_bundle(engine, image, "wget", "-qO-", f"http://{at.WEB}/", hooks=True)
+    config = json.loads((bundle / "config.json").read_text())
+    forged = engine.host.script("forge", f"""#!/bin/sh
+        cat >{bundle}/state
+        setsid unshare -Un {' '.join(engine.hook_words("createContainer"))} <{bundle}/state >{bundle}/said 2>&1 &
+        while ! grep -q . {bundle}/said; do sleep 0.01; done
+    """)  # fmt: skip
+    real = config["hooks"]["createContainer"][0]
+    config["hooks"]["createRuntime"].append({"path": forged, "args": [forged]})
+    config["hooks"]["createContainer"] = [real]
+    (bundle / "config.json").write_text(json.dumps(config))
+    assert run(engine, bundle, "lab-bundle").ok() == HELLO
+    assert "the container was not started" in (bundle / "said").read_text()
+    assert eventually(lambda: forwarders() == [])

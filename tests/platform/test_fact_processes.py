@@ -251,3 +251,32 @@ def test_the_start_time_tells_two_lives_of_one_pid_apart() -> None:
     assert first is not None and child is not None and first == proc.stat(os.getpid())
     boot = time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK")
     assert first.start <= child.start <= boot + 1
+
+
+def test_namespaces_of_the_undumpable_are_closed_until_their_next_program() -> None:
+    """crun without root hides its container's process so: W comes from inside (``broker/handover.py``)."""
+
+    def is_open(pid: int) -> bool:
+        try:
+            os.close(os.open(f"/proc/{pid}/ns/net", os.O_RDONLY))
+        except PermissionError:
+            return False
+        return True
+
+    def work() -> None:
+        (ready_read, ready_write), (go_read, go_write) = os.pipe(), os.pipe()
+
+        def victim() -> None:
+            syscalls.set_not_dumpable()
+            os.write(ready_write, b"x")
+            os.read(go_read, 1)
+            os.execv("/bin/sleep", ["sleep", "60"])
+
+        pid = fork(victim)
+        os.read(ready_read, 1)
+        assert not is_open(pid)
+        os.write(go_write, b"x")
+        assert eventually(lambda: is_open(pid))
+        end(pid)
+
+    in_ordinary_fork(work)
