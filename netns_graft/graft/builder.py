@@ -75,8 +75,12 @@ class _Builder:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = os.fork()
         if self._pid == 0:
-            self._channel.close()
-            os._exit(_report(theirs, work))
+            status = 1
+            try:
+                self._channel.close()
+                status = _report(theirs, work)
+            finally:
+                os._exit(status)  # nothing of the parent's stack may run here, whatever was raised
         theirs.close()
 
     def __enter__(self) -> _Builder:
