@@ -3,6 +3,7 @@
 
     /usr/bin/python3 -IS oci_hook.py --stage createRuntime|createContainer|poststop --runtime-dir DIR
         --python PYTHON --log FILE [--set NAME=VALUE]... [--group NAME] [--annotations on|off] [--time-limit SECONDS]
+        [--launch NAME]
 
 --runtime-dir user is the directory of whoever runs the engine, and the log is in there unless it is given.
 
@@ -31,8 +32,9 @@ except ImportError:  # a Python that has them otherwise
 
 _STATE_LIMIT = 1 << 20  # bytes
 _ANSWER_LIMIT = 1 << 16
+_LOG_LIMIT = 1 << 20  # bytes
 _STAGES = ("createRuntime", "createContainer", "poststop")
-_FLAGS = ("stage", "runtime-dir", "python", "log", "group", "annotations", "time-limit")
+_FLAGS = ("stage", "runtime-dir", "python", "log", "group", "annotations", "time-limit", "launch")
 
 
 class Refusal(Exception):
@@ -46,6 +48,7 @@ def main(argv):
         _read_arguments(argv, given)
         _limit_time(given)
         state = _read_state()
+        given["who"] = _id_in(state)
         if given["stage"] == "poststop":
             status = 0
         answer = _hand_over(given, state) if given["stage"] == "createContainer" else _ask(given, state)
@@ -136,6 +139,13 @@ def _read_state():
     if not (state.startswith(b"{") and state.endswith(b"}")):
         raise Refusal("the container's state cannot be read")
     return state
+
+
+def _id_in(state):
+    """For the log: the state's first id, which is its own unless an engine writes annotations before it."""
+    _, _, rest = state.partition(b'"id"')
+    parts = rest.split(b'"', 2)
+    return parts[1][:64].decode("ascii", "replace") if len(parts) == 3 else ""
 
 
 def _question(given, state):
@@ -344,9 +354,18 @@ def _open_log(given):
     if not given.get("log"):
         return None
     try:
-        return os.open(given["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        log_fd = os.open(given["log"], os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     except OSError:
         return None
+    try:
+        size = os.fstat(log_fd).st_size
+        if size > _LOG_LIMIT:  # as netns_graft.broker.container has it, for when no broker starts
+            tail = os.pread(log_fd, _LOG_LIMIT // 4, size - _LOG_LIMIT // 4)
+            os.ftruncate(log_fd, 0)
+            os.write(log_fd, tail[tail.find(b"\n") + 1 :])
+    except OSError:
+        pass
+    return log_fd
 
 
 def _tell(given, reason):
@@ -359,7 +378,9 @@ def _tell(given, reason):
     log_fd = _open_log(given)
     if log_fd is not None:
         try:
-            os.write(log_fd, time.strftime("%Y-%m-%dT%H:%M:%SZ hook: ", time.gmtime()).encode() + data)
+            whose = " ".join(word for word in ("hook", given.get("who"), given.get("launch")) if word)
+            moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            os.write(log_fd, f"{moment} {whose}: ".encode("utf-8", "replace") + data)
         except OSError:
             pass
 

@@ -37,6 +37,7 @@ from netns_graft.linux.workload import Workload
 from netns_graft.options import GraftOptions
 from netns_graft.settings import settings_for
 
+LOG_LIMIT = 1 << 20  # bytes
 _QUESTION_SECONDS = 5.0
 _READY_SECONDS = 60  # whoever is not ready by then is ended: the hook has given up long before
 _CONTEST_SECONDS = 3.0  # for a former graft of W to go, or a rival's to be ready
@@ -322,6 +323,20 @@ def _step(runtime: str, request: HookRequest, bundle: Bundle) -> str:
         step = {"name": name, "container_id": request.container_id, "args": bundle.args, "started": time.time()}
         file.write(json.dumps(step).encode() + b"\n")
     return name
+
+
+def keep_log_short() -> None:
+    """Of a log file that has grown too long, the last quarter stays. Whoever holds it open appends, so nobody minds."""
+    try:
+        size = os.fstat(2).st_size
+        is_ours = fcntl.fcntl(2, fcntl.F_GETFL) & (os.O_APPEND | os.O_ACCMODE) == os.O_APPEND | os.O_RDWR
+        if size <= LOG_LIMIT or not is_ours:
+            return
+        tail = os.pread(2, LOG_LIMIT // 4, size - LOG_LIMIT // 4)
+        os.ftruncate(2, 0)
+        os.write(2, tail[tail.find(b"\n") + 1 :])
+    except OSError:
+        pass  # a terminal, a pipe, a full disk
 
 
 def tell(text: str) -> None:

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from netns_graft.broker.container import Answering, tell
+from netns_graft.broker.container import Answering, keep_log_short, tell
 from netns_graft.broker.rehearsal import rehearse
 from netns_graft.errors import GraftError
 from netns_graft.graft.builder import SpareBuilder
@@ -167,6 +167,7 @@ class Broker:
                     else:
                         self._take_hooks()
             self._look_after_files()
+            keep_log_short()
             if self._hook_fd != hook_fd:
                 poll.unregister(hook_fd)
                 poll.register(self._hook_fd, select.POLLIN)

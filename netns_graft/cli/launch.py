@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from netns_graft.cli.terminal import say
 from netns_graft.engines import launch as engine
-from netns_graft.engines.hook_files import Hook, packaged_hook
+from netns_graft.engines.hook_files import INTERPRETER, Hook, packaged_hook
 from netns_graft.errors import ConfigError, GraftError, UsageError
 from netns_graft.flow import Flow
 from netns_graft.journal import Tally
@@ -31,7 +31,7 @@ from netns_graft.records import Reader, flow_on
 _DENIED = 78  # EX_CONFIG: --fail-on-deny, and something was
 _LOGIN = ("NETNS_GRAFT_PROXY_USERNAME", "NETNS_GRAFT_PROXY_PASSWORD")
 _NEVER_RAN = (125, 126, 127, 255)  # podman's own, and crun's: an empty table would say nothing
-_REFUSAL = " hook: netns-graft: error: "
+_REFUSAL = ": netns-graft: error: "
 _STDERR = 2
 
 
@@ -45,23 +45,25 @@ class Launch:
     options: GraftOptions
     settings: list[tuple[str, str]] = field(default_factory=list, repr=False)
     record: Record | None = None
-    log_began: int = 0  # bytes
 
     def tell_refusal(self) -> None:
         """What a hook wrote into the log meanwhile: crun keeps its words to itself."""
         try:
             with open(log_file(), encoding="utf-8", errors="replace") as file:
-                file.seek(self.log_began)
-                refusals = [line.partition(_REFUSAL)[2].strip() for line in file if _REFUSAL in line]
+                mine = f" {self.name}{_REFUSAL}"
+                refusals = [line.partition(mine)[2].strip() for line in file if mine in line]
         except OSError:
             return
         for refusal in refusals[-1:]:
             say("error", refusal)
 
     def hook(self, *, group: str | None = None) -> Hook:
+        if not os.access(INTERPRETER, os.X_OK):
+            # podman passes over a hook whose program is not there, without a word.
+            raise GraftError(f"the hook's interpreter {INTERPRETER} is missing", hint="install python3")
         return Hook(
             file=packaged_hook(), python=sys.executable, runtime_dir=self.runtime, log=log_file(), group=group,
-            annotations=False, awaited=self.record is not None, settings=self.settings,
+            annotations=False, awaited=self.record is not None, launch=self.name, settings=self.settings,
         )  # fmt: skip
 
     def hooks_dir(self, *, group: str | None = None) -> str:
@@ -94,7 +96,7 @@ def launch(
         directory = places.private_directory(f"{places.private_directory(f'{runtime}/launches')}/{name}")
     except OSError as error:
         raise GraftError(f"cannot use {error.filename}: {error.strerror}") from None
-    this = Launch(name, runtime, directory, options, log_began=_size(log_file()))
+    this = Launch(name, runtime, directory, options)
     try:
         this.settings = [*_upstreams(this, environ), *_policy(options)]
         flows = _flows_file(options.flows)
@@ -152,13 +154,6 @@ def ending(this: Launch, status: int, tally: Tally) -> int:
 
 def status_with_denials(options: GraftOptions, status: int, denied: int) -> int:
     return _DENIED if options.fail_on_deny and denied and status == 0 else status
-
-
-def _size(path: str) -> int:
-    try:
-        return os.path.getsize(path)
-    except OSError:
-        return 0
 
 
 def log_file() -> str:

@@ -25,7 +25,7 @@ INSIDE = "createContainer"  # besides, in a bundle alone
 ANNOTATIONS = "io.netns-graft."
 _PATTERN = r"^io\.netns-graft\..*$"  # keys are unanchored regular expressions
 _FILE_PATTERN = r"^io\.netns-graft\.flows$"
-_INTERPRETER = "/usr/bin/python3"
+INTERPRETER = "/usr/bin/python3"
 WHOEVER_RUNS = "user"  # as runtime_dir: the hook works out its user's own
 _TIME_LIMIT = 30  # seconds; the hook keeps a shorter one itself, and says why
 
@@ -35,7 +35,7 @@ class Hook:
     """How the hook is called. ``file``: oci_hook.py; ``python``: an interpreter that has netns_graft, for the broker.
 
     ``settings`` are graft options by name, ``annotations`` whether those of the container count as well. ``awaited``:
-    whoever starts the engine waits for the last records himself.
+    whoever starts the engine waits for the last records himself. ``launch``: what it is called in the log.
     """
 
     file: str
@@ -45,11 +45,12 @@ class Hook:
     group: str | None = None
     annotations: bool = True
     awaited: bool = False
+    launch: str | None = None
     settings: Sequence[tuple[str, str]] = field(default=(), repr=False)
 
     def arguments(self, stage: str) -> list[str]:
         words = ["-IS", self.file, "--stage", stage, "--python", self.python, "--runtime-dir", self.runtime_dir]
-        for name, value in (("--log", self.log), ("--group", self.group)):
+        for name, value in (("--log", self.log), ("--group", self.group), ("--launch", self.launch)):
             if value is not None:
                 words += [name, value]
         if not self.annotations:
@@ -60,7 +61,7 @@ class Hook:
 
     def call(self, stage: str) -> dict[str, Any]:
         """As an OCI bundle has it."""
-        return {"path": _INTERPRETER, "args": ["python3", *self.arguments(stage)], "timeout": _TIME_LIMIT}
+        return {"path": INTERPRETER, "args": ["python3", *self.arguments(stage)], "timeout": _TIME_LIMIT}
 
     def stages(self) -> tuple[str, ...]:
         """In which stages it is to be called for every container: see above."""

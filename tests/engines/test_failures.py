@@ -10,10 +10,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 from lab import addresses as at
 from lab.containers import HOOK, IMAGE, Done, Engine, brokers, gone, kill
+from lab.identities import installed_command
 from lab.matrix import one, user_and_root
 from lab.server_files import PAGE
 from lab.sniffer import Sniffer
@@ -206,6 +208,25 @@ def bad_default(engine: Engine) -> Done:
 ])  # fmt: skip
 def test_an_annotation_that_makes_no_sense(engine: Engine, ask: Callable[[Engine], Done], why: str) -> None:
     refused(engine, ask(engine), why)
+
+
+@one
+def test_each_is_told_its_own_reason(engine: Engine) -> None:
+    """Refusals of several containers at once stand in one log; crun keeps hooks' words to itself."""
+    engine.graft("run", f"--runtime={engine.runtime}", "--rm", IMAGE, "true").ok()
+    proxies = [f"socks5h://nowhere-{number}.invalid:1080" for number in range(4)]
+    with ExitStack() as stack:
+        runs = [
+            stack.enter_context(engine.started(
+                installed_command(), "run", "--proxy", proxy, f"--runtime={engine.runtime}", "--rm", IMAGE, "true"
+            ))
+            for proxy in proxies
+        ]  # fmt: skip
+        for proxy, process in zip(proxies, runs, strict=True):
+            _, said = process.communicate(timeout=60)
+            lines = [line for line in said.decode().splitlines() if line.startswith("netns-graft: error: ")]
+            assert len(lines) == 1, said
+            assert proxy.split("//")[1].split(":")[0] in lines[0]
 
 
 # Standing in for the hook: what a runtime does with a hook that fails in its own way.

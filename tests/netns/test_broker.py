@@ -312,6 +312,23 @@ def test_a_process_in_a_graft_is_not_heard(place: Place) -> None:
         assert "another network namespace" in answer
 
 
+def test_the_log_is_kept_short(place: Place) -> None:
+    """By the broker, and by a hook that finds none; what is newest stays, whole lines of it."""
+    place.log.write_text("old\n" * 300_000 + "newest of the old\n")
+    refused(place.hook(place.container("one").state, "--python", "/nowhere/python"))
+    text = place.log.read_text()
+    assert len(text) < 1 << 19
+    assert text.startswith("old\n")
+    assert "newest of the old\n" in text
+    assert " hook one: netns-graft: error: the container was not started: " in text.splitlines()[-1]
+    place.graft(place.container("two"))
+    with open(place.log, "a") as file:
+        file.write("more\n" * 300_000)
+    place.graft(place.container("three"))
+    assert eventually(lambda: place.log.stat().st_size < 1 << 19)
+    assert eventually(lambda: "more\n" in place.log.read_text())
+
+
 def refused(done: subprocess.CompletedProcess[str]) -> str:
     """The one line that says why."""
     assert done.returncode != 0
