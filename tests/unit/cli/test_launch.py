@@ -199,3 +199,22 @@ def test_a_lost_package_is_told(monkeypatch):
     monkeypatch.setattr(netns_graft, "__file__", "/nonexistent/netns_graft/__init__.py")
     with pytest.raises(GraftError, match="oci_hook"):
         packaged_hook()
+
+
+def test_a_refusal_is_that_of_this_launch(tmp_path, capsys):
+    with begin("--no-summary") as this:
+        log = tmp_path / "state/netns-graft/hook.log"
+        log.write_text(
+            "2026-11-22T23:00:00Z hook 0123 run-00000000: netns-graft: error: another one's\n"
+            f"2026-11-22T23:00:01Z hook 4567 {this.name}: netns-graft: error: our own\n"
+            "2026-11-22T23:00:02Z hook 89ab: netns-graft: error: an installed hook's\n"
+        )
+        this.tell_refusal()
+    assert capsys.readouterr().err == "netns-graft: error: our own\n"
+
+
+def test_podman_is_not_run_when_it_would_pass_over_the_hook(monkeypatch):
+    """It looks whether the hook's program is there, and says nothing when it is not."""
+    monkeypatch.setattr("netns_graft.cli.launch.INTERPRETER", "/nonexistent/python3")
+    with begin("--no-summary") as this, pytest.raises(GraftError, match="/nonexistent/python3 is missing"):
+        this.hooks_dir()
