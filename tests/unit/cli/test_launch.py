@@ -204,6 +204,7 @@ def test_a_lost_package_is_told(monkeypatch):
 def test_a_refusal_is_that_of_this_launch(tmp_path, capsys):
     with begin("--no-summary") as this:
         log = tmp_path / "state/netns-graft/hook.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(
             "2026-11-22T23:00:00Z hook 0123 run-00000000: netns-graft: error: another one's\n"
             f"2026-11-22T23:00:01Z hook 4567 {this.name}: netns-graft: error: our own\n"
