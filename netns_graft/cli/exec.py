@@ -11,9 +11,10 @@ from netns_graft.dialling.credentials import PASSWORD_VARIABLE, USERNAME_VARIABL
 from netns_graft.dns.resolv_conf import loopback_resolvers, resolv_conf_for_workload
 from netns_graft.errors import GraftError
 from netns_graft.graft.command import Login
+from netns_graft.graft.forwarder_process import FORWARDER
 from netns_graft.graft.supervisor import Plan, Tracing, run
 from netns_graft.journal import Tally
-from netns_graft.linux import host_files, places
+from netns_graft.linux import host_files, places, proc
 from netns_graft.linux.cable import GATEWAY_V4
 from netns_graft.options import GraftOptions
 from netns_graft.settings import settings_for
@@ -25,6 +26,7 @@ _SECRETS = frozenset({USERNAME_VARIABLE, PASSWORD_VARIABLE})  # for us, not for 
 
 def run_exec(options: GraftOptions, command: list[str]) -> int:
     """Run ``command`` in a graft. Raises GraftError when the graft cannot be made or breaks."""
+    _refuse_where_traced(options.mode)
     settings = settings_for("exec", options)
     mode = settings.dns
     host_text = _host_resolv_conf()
@@ -51,6 +53,15 @@ def run_exec(options: GraftOptions, command: list[str]) -> int:
     if options.fail_on_deny and tally.denied and ending.status == 0:
         return _DENIED
     return ending.status
+
+
+def _refuse_where_traced(mode: str) -> None:
+    """A process has one tracer, and the one of mode ptrace sees only what it may see: not our forwarder's secrets."""
+    if proc.name(proc.tracer(os.getpid())) == FORWARDER and (mode == "ptrace" or os.geteuid() != 0):
+        raise GraftError(
+            "a graft in mode ptrace is around us, and there can be no other in it",
+            hint="have the outer one in mode route; then both modes work inside",
+        )
 
 
 def _inside_a_graft() -> bool:

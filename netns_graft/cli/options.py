@@ -48,6 +48,8 @@ def parse_exec(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[GraftOp
         for name, told in (("--not-ignore-local", given.not_ignore_local), ("--strict", given.strict)):
             if told:
                 raise UsageError(f"{name} is for mode ptrace", hint=f"--mode ptrace {name}, or leave it out")
+    elif given.accept_first:
+        raise UsageError("--accept-first is for mode route: a traced connect() waits for its upstream")
     if not command:
         raise UsageError("exec: no command to run", hint="netns-graft exec [OPTIONS] [--] COMMAND [ARG...]")
     if given.graftcp_config is not None:

@@ -33,7 +33,9 @@ from netns_graft.forwarder.reactor import Reactor
 from netns_graft.linux import proc
 from netns_graft.linux.routes import HostAddresses
 from netns_graft.relay import EVENTS
+from netns_graft.tracing.crossing import Rooms
 from netns_graft.tracing.network import Connecting, Network, Question
+from netns_graft.tracing.sockets import text
 from netns_graft.tracing.tracer import Tracer
 from netns_graft.wire.packet import Syn
 
@@ -48,6 +50,13 @@ class ByCalls:
     hold = True
 
     def __init__(self, *, ignore_local: bool) -> None:
+        """GraftError: this network namespace is none where it could work."""
+        try:
+            Rooms().close()
+        except OSError as error:
+            raise GraftError(
+                f"mode ptrace needs the loopback: {error.strerror}", hint="ip link set lo up"
+            ) from None
         self._ignore_local = ignore_local
         self._calls: Calls
         self.workload_ns = proc.own_network_namespace()
@@ -165,6 +174,9 @@ class _Called(Attempt):
         if client_sock is None:
             self._calls.forwarder.abandon(self)
             return
+        # Where loopback is translated, the program's socket may have got another port on its way to us.
+        host, self.flow.source_port = self._connecting.source
+        self.flow.source_address = text(host)
         self.ended = partial(self._calls.network.ended, self._connecting.cookie)
         self._calls.forwarder.enter(self, client_sock)
 

@@ -54,7 +54,8 @@ class ForwarderProcess:
         except OSError:
             return  # it has died, which SIGCHLD says too
         if answer not in (NOTED, b""):
-            raise GraftError(answer.decode(errors="replace"), hint="sysctl kernel.yama.ptrace_scope=1 or 0 (as root)")
+            hint = "is strace or gdb around it? Else: sysctl kernel.yama.ptrace_scope=1 (as root)"
+            raise GraftError(answer.decode(errors="replace"), hint=hint)
 
     def finish(self) -> str | None:
         """Ask for the end and wait for it, at most 10 seconds. The tally as JSON, or None if it had died."""
@@ -88,9 +89,13 @@ def start_tracing(settings: Settings, *, ignore_local: bool, status_dir: str | N
         from netns_graft.forwarder.calls import ByCalls
 
         def ready() -> Way:
+            # Before there is any other thread (a proxy's name is looked up in one): the kernel gives a process's
+            # signal to whichever thread has it unblocked, and the tracer's descriptor would hear nothing.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
             prepare(settings)
+            way = ByCalls(ignore_local=ignore_local)
             _check_and_tell(channel, settings, [])
-            return ByCalls(ignore_local=ignore_local)
+            return way
 
         _become_forwarder(channel, settings, status_dir, ready)
 
@@ -169,6 +174,7 @@ def _status_socket(directory: str | None, name: str) -> StatusSocket | None:
         return None
 
 
+FORWARDER = "graft-forwarder"  # in ps
 _DESCRIPTORS = 64  # fewer do not carry a single flow: sockets of F and W, the loop, and the flow itself
 
 
@@ -177,7 +183,7 @@ def detach() -> None:
     and ``--flows -``.
     """
     os.setsid()
-    syscalls.set_process_name("graft-forwarder")
+    syscalls.set_process_name(FORWARDER)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null_fd, 0)

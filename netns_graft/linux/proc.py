@@ -221,6 +221,17 @@ def effective_uid(pid: int) -> int:
     return int(numbers[1]) if len(numbers) > 1 else 65534
 
 
+def tracer(pid: int) -> int:
+    """The process that traces ``pid`` by ptrace; 0: nobody, or nobody that is seen from here."""
+    numbers = _status_line(pid, b"TracerPid:")
+    return int(numbers[0]) if numbers else 0
+
+
+def name(pid: int) -> str:
+    """As ps shows it, at most 15 bytes; empty when the process is gone."""
+    return (_read(f"/proc/{pid}/comm", 64) or b"").decode(errors="replace").rstrip("\n")
+
+
 def runs_without_its_set_id(pid: int) -> bool:
     """Whether the program file of ``pid`` is set-uid or set-gid, and no_new_privs has kept it from becoming that. 3 µs
     when the file is an ordinary one."""

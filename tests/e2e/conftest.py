@@ -66,6 +66,18 @@ def host_as(name: str, lab: Lab, mode: str = "route") -> Host:
     return Host(lab, lab.identities[name], lab.place / f"t{next(_number)}", mode)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In mode ptrace: what is not about mode route alone, as --accept-first is."""
+    if os.environ.get("NETNS_GRAFT_TEST_MODE", "route") == "route":
+        return
+    left_out = [
+        item for item in items
+        if item.get_closest_marker("route") or item.get_closest_marker("ptrace") or "accept-first" in item.nodeid
+    ]  # fmt: skip
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture
 def mode() -> str:
     """``exec --mode``. tests/run has the whole folder run in each; what holds in one alone is marked so."""

@@ -76,6 +76,7 @@ class TestOpening:
             done = user_host.run(PYTHON, str(programs / "connect.py"), address, str(port))
             assert json.loads(done.stdout)["error"] == error
 
+    @pytest.mark.route
     def test_the_peers_address_is_the_destination(self, user_host: Host) -> None:
         """getpeername() and getsockname() say what they would say anywhere."""
         script = (

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from lab import addresses as at
 from lab.grafting import NO_SANDBOX, Host, descendants, read_flows, read_line
 from lab.identities import installed_command
-from lab.internet import eventually
+from lab.internet import Lab, eventually
+
+import netns_graft
 
 pytestmark = pytest.mark.ptrace
 PYTHON = "/usr/bin/python3"
@@ -256,6 +261,81 @@ def test_it_says_that_it_is_no_sandbox_but_in_a_graft(user_host: Host) -> None:
     assert alone.stderr.count(b"\n") == 1
     within = user_host.run(installed_command(), "exec", "--", *argv)
     assert (within.returncode, within.stderr) == (0, b"")
+
+
+class TestTranslatedLoopback:
+    """The fault that broke this idea's ancestor, rule for rule: what arrives from loopback has another source."""
+
+    SNAT = "172.31.5.9"
+
+    @pytest.fixture(
+        params=["snat to 172.31.5.9", "snat to 172.31.5.9:40000-40010", "masquerade fully-random"],
+        ids=["snat", "another port", "masquerade"],
+    )
+    def translated(self, request: pytest.FixtureRequest, lab: Lab) -> Iterator[None]:
+        rule = f"meta l4proto {{ tcp, udp }} ip saddr 127.0.0.1 {request.param}"
+        lab.host.run("ip", "address", "add", f"{self.SNAT}/32", "dev", "lo")
+        chain = f"type nat hook postrouting priority 100;\n{rule}\n"
+        lab.host.run("nft", "-f", str(lab.file(f"table ip translated {{\nchain c {{\n{chain}}}\n}}\n")))
+        yield
+        lab.host.run("nft", "delete table ip translated")
+        lab.host.run("ip", "address", "del", f"{self.SNAT}/32", "dev", "lo")
+
+    def test_the_right_process_all_the_same(self, host: Host, translated: None) -> None:
+        """Towards a local listener and by a loopback resolver, which both see the translated source."""
+        script = (
+            f"import os, socket; s = socket.create_connection(('127.0.0.1', {at.HOST_LOOPBACK_PAGE}));"
+            "print(os.getpid(), s.getsockname()[1]); s.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n');"
+            "print(s.makefile().read().count('hello'));"
+            "print(socket.getaddrinfo('example.com', 80, socket.AF_INET)[0][4][0])"
+        )
+        done = host.graft(
+            ["--not-ignore-local", "--dns", "synthetic"], PYTHON, "-c", script, resolv_conf="nameserver 127.0.0.1\n"
+        )
+        assert (done.status, done.stderr) == (0, "")
+        pid, port, count, _address = done.stdout.decode().split()
+        assert count == "1"
+        flow = done.one_tcp()
+        assert (flow["process"]["pid"], flow["source"]) == (int(pid), {"address": "127.0.0.1", "port": int(port)})
+        assert {flow["process"]["pid"] for flow in done.flows} == {int(pid)}
+        assert "dns" in {flow["protocol"] for flow in done.flows}
+
+    def test_sock_diag_and_conntrack_agree(self, root_host: Host, translated: None) -> None:
+        """A second look, from outside, by what the wire shows: the same process, with the translation undone."""
+        script = (
+            f"import os, socket, sys; s = socket.create_connection(('127.0.0.1', {at.HOST_LOOPBACK_PAGE}));"
+            "print(os.getpid(), s.getsockname()[1], flush=True); sys.stdin.read()"
+        )
+        with root_host.started(["--not-ignore-local"], PYTHON, "-c", script) as process:
+            pid, port = map(int, read_line(process).split())
+            told = root_host.run("conntrack", "-L", "-p", "tcp", "-s", "127.0.0.1", "--sport", str(port)).stdout
+            wire = r"ESTABLISHED.* src=(\S+) dst=(\S+) sport=(\d+) dport=(\d+)"  # of its replies
+            ((here, seen, room, seen_port),) = re.findall(wire, told.decode())
+            assert seen != "127.0.0.1"
+            asked = root_host.run(sys.executable, "-c", WHO, OURS, seen, seen_port, here, room)
+            assert json.loads(asked.stdout) == [pid, [[f"{seen}:{seen_port}", f"127.0.0.1:{port}"]]], asked.stderr
+            process.communicate(b"", timeout=20)
+
+
+OURS = str(Path(netns_graft.__file__).parents[1])  # where the package under test lies
+# The attribution of mode route, asked about a connection as the wire shows it.
+WHO = """
+import json, os, socket, sys
+sys.path.insert(0, sys.argv[1])
+from netns_graft.attribution import Attributor
+from netns_graft.linux.vantage import Vantage
+source, port, target, target_port = sys.argv[2:]
+who = Attributor(Vantage(os.open("/proc/self/ns/net", os.O_RDONLY))).who(
+    socket.IPPROTO_TCP, socket.inet_aton(source), int(port), socket.inet_aton(target), int(target_port))
+print(json.dumps([who.process and who.process.pid, [[step.seen, step.real] for step in who.nat]]))
+"""
+
+
+def test_none_in_another(user_host: Host) -> None:
+    for mode in ("ptrace", "route"):
+        done = user_host.graft([], installed_command(), "exec", "--mode", mode, "--", "true")
+        assert done.status == 125
+        assert "mode ptrace is around us" in done.error_line()
 
 
 def test_where_there_are_no_user_namespaces(user_host: Host) -> None:

@@ -62,6 +62,7 @@ class TestKeys:
             terminal.type(CTRL_BACKSLASH)
             assert terminal.wait() in (131, -3)
 
+    @pytest.mark.route
     def test_the_terminal_is_the_commands(self, host: Host) -> None:
         script = (
             "import os, sys, json; print(json.dumps([os.ttyname(0), os.ttyname(1), os.ttyname(2),"
@@ -155,6 +156,10 @@ class TestJobControl:
             terminal.wait_for(PROMPT)
             terminal.type("fg\n")
             terminal.wait_for("sleep 100\n")
+            # bash says so before it gives the terminal away, and wakes the job last.
+            assert eventually(
+                lambda: [state(p) for p in descendants(terminal.pid) if command_of(p) == ["sleep", "100"]] == ["S"]
+            )
             terminal.type(CTRL_C)
             terminal.wait_for(PROMPT)
             terminal.type(f"curl -sS http://{at.WEB}/\n")
@@ -162,6 +167,15 @@ class TestJobControl:
             terminal.wait_for(PROMPT)
             terminal.type("exit 6\n")
             assert terminal.wait() == 6
+
+
+def state(pid: int) -> str:
+    """As ps shows it; empty when the process is gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
 
 
 class TestClosed:
@@ -212,6 +226,7 @@ class TestSummary:
         assert any("refused" in row for row in rows if f":{at.CLOSED}" in row)
         assert all(re.search(r"\b\d{2,}\b", row) for row in rows)  # a PID
 
+    @pytest.mark.route
     def test_not_when_told_so(self, user_host: Host) -> None:
         with graft_on_terminal(user_host, ["--no-summary"], "curl", "-sS", f"http://{at.WEB}/") as terminal:
             assert terminal.wait() == 0

@@ -439,7 +439,8 @@ class TestHandshake:
     @in_own_namespaces
     def test_a_program_that_leaves_between_the_answer_and_the_handshake(self) -> None:
         """Its kernel resets what F's kernel answers. The flow is given up after a while, and the dial with it."""
-        with internet() as inet, inet.listener(WEB, 80) as listener, patched(packets, "ACCEPT_GRACE", 0.1), graft() as it:
+        patience = patched(packets, "ACCEPT_GRACE", 0.1)
+        with internet() as inet, inet.listener(WEB, 80) as listener, patience, graft() as it:
             os.kill(it.pid, signal.SIGSTOP)
             program = it.socket()
             program.setblocking(False)
