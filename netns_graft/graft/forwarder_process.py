@@ -92,8 +92,12 @@ def start_tracing(settings: Settings, *, ignore_local: bool, status_dir: str | N
             # Before there is any other thread (a proxy's name is looked up in one): the kernel gives a process's
             # signal to whichever thread has it unblocked, and the tracer's descriptor would hear nothing.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-            prepare(settings)
             way = ByCalls(ignore_local=ignore_local)
+            try:
+                # Every stop of a program waits for us, and its processor with it.
+                syscalls.set_time_slice(_SLICE)
+            except OSError:
+                pass  # an older kernel: as it comes
             _check_and_tell(channel, settings, [])
             return way
 
@@ -175,6 +179,7 @@ def _status_socket(directory: str | None, name: str) -> StatusSocket | None:
 
 
 FORWARDER = "graft-forwarder"  # in ps
+_SLICE = 0.0001  # seconds; the shortest that there is
 _DESCRIPTORS = 64  # fewer do not carry a single flow: sockets of F and W, the loop, and the flow itself
 
 

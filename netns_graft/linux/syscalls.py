@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
@@ -29,6 +30,8 @@ PR_SET_NAME = 15
 PR_SET_PTRACER = 0x59616D61
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}.get(os.uname().machine, -1)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.unshare.argtypes = [ctypes.c_int]
@@ -82,6 +85,15 @@ def set_ptracer(pid: int) -> None:
 
 def clear_ambient_capabilities() -> None:
     _check(_libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "prctl")
+
+
+def set_time_slice(seconds: float) -> None:
+    """Ask the scheduler (Linux 6.12) for turns of this length, 0.1 to 100 ms, and so to be let in sooner when there is
+    something to do. It takes no privilege and gives no more time. OSError.
+    """
+    # struct sched_attr: size, policy (SCHED_OTHER), flags, nice, priority, runtime, deadline, period
+    attributes = struct.pack("=IIQiIQQQ", 48, 0, 0, os.getpriority(os.PRIO_PROCESS, 0), 0, int(seconds * 1e9), 0, 0)
+    _check(_libc.syscall(_SCHED_SETATTR, 0, attributes, 0), "sched_setattr")
 
 
 def set_process_name(name: str) -> None:
