@@ -59,6 +59,7 @@ def test_no_command(user_host: Host) -> None:
     assert done.stderr.decode().count("netns-graft: error: ") == 1
 
 
+@pytest.mark.route
 def test_a_proxy_that_does_not_resolve(host: Host) -> None:
     said = refuse(host, "--proxy", "socks5h://no-such-proxy.lab.example:1080", status=125)
     assert "no-such-proxy.lab.example" in said
@@ -117,6 +118,7 @@ WITHOUT_USER_NAMESPACES = [
 ]  # fmt: skip
 
 
+@pytest.mark.route
 def test_user_namespaces_switched_off(user_host: Host) -> None:
     """Only within a namespace of the test's own: the machine's setting is everybody's."""
     argv = user_host.graft_argv([], ["touch", "ran"])
@@ -138,6 +140,7 @@ def test_that_namespace_of_the_tests_is_no_hindrance_itself(user_host: Host) -> 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.route
 def test_no_network_namespaces(user_host: Host) -> None:
     argv = [part.replace("max_user_", "max_net_") for part in WITHOUT_USER_NAMESPACES]
     done = user_host.run(*argv, *user_host.graft_argv([], ["touch", "ran"]))

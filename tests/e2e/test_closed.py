@@ -189,6 +189,7 @@ def test_killed(host: Host, which: str) -> None:
             assert opened(sniffer.seen()) == []
 
 
+@pytest.mark.route
 def test_a_stopped_command_finds_no_way_out_either(user_host: Host) -> None:
     """Its forwarder dies while it is stopped. Let go on by itself it has no network, and with its graft it ends."""
     with user_host.started([], PYTHON, "-c", RESTLESS, at.WEB) as process:

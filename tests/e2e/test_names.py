@@ -121,6 +121,7 @@ class TestForward:
         found, _ = resolve(host, [], "example.com", "server", resolv_conf=conf)
         assert found == [[at.WEB], [at.WEB]]
 
+    @pytest.mark.route
     def test_a_loopback_resolver_asked_by_hand(self, user_host: Host) -> None:
         """Nobody listens there inside: that is told at once."""
         done = user_host.graft([], "busybox", "nslookup", "example.com", "127.0.0.53", timeout=30)

@@ -66,6 +66,7 @@ def test_denied_over_ipv6(host: Host, programs: Path) -> None:
     assert_denied(done)
 
 
+@pytest.mark.route
 def test_denied_with_accept_first(user_host: Host) -> None:
     """The handshake is over before the verdict: the connection ends at once, and nothing was sent."""
     with Sniffer(user_host.lab) as sniffer:
@@ -165,6 +166,7 @@ class TestSafeByDefault:
         assert user_host.run("curl", "-sS", f"http://{at.METADATA}/").stdout == PAGE
 
     @pytest.mark.parametrize("name", ["rebind.example.org", "metadata.example.org", "labhost"])
+    @pytest.mark.route
     def test_a_name_that_leads_there(self, user_host: Host, name: str) -> None:
         """Whatever a name resolves to at dialling time is judged again."""
         port = {
@@ -193,6 +195,7 @@ class TestSafeByDefault:
         assert done.status == 7
         assert_denied(done)
 
+    @pytest.mark.route
     def test_the_workloads_own_loopback_is_its_own(self, user_host: Host) -> None:
         """127.0.0.1 inside is not the host's, and needs no verdict."""
         script = (
