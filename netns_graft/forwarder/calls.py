@@ -30,11 +30,12 @@ from netns_graft.forwarder.attempt import Attempt
 from netns_graft.forwarder.core import Forwarder
 from netns_graft.forwarder.names import Names
 from netns_graft.forwarder.reactor import Reactor
-from netns_graft.linux import proc
+from netns_graft.linux import places, proc
 from netns_graft.linux.routes import HostAddresses
 from netns_graft.relay import EVENTS
 from netns_graft.tracing.crossing import Rooms
 from netns_graft.tracing.network import Connecting, Network, Question
+from netns_graft.tracing.services import Services
 from netns_graft.tracing.sockets import text
 from netns_graft.tracing.tracer import Tracer
 from netns_graft.wire.packet import Syn
@@ -44,12 +45,14 @@ _MODE = "ptrace"
 
 
 class ByCalls:
-    """The ``Way`` of ptrace mode. ``ignore_local``: connections to the host's own addresses are not ours."""
+    """The ``Way`` of ptrace mode. ``ignore_local``: connections to the host's own addresses are not ours. ``own``: the
+    directory of our sockets, to which the workload has no way.
+    """
 
     mode = _MODE
     hold = True
 
-    def __init__(self, *, ignore_local: bool) -> None:
+    def __init__(self, *, ignore_local: bool, own: str | None) -> None:
         """GraftError: this network namespace is none where it could work."""
         try:
             Rooms().close()
@@ -58,6 +61,7 @@ class ByCalls:
                 f"mode ptrace needs the loopback: {error.strerror}", hint="ip link set lo up"
             ) from None
         self._ignore_local = ignore_local
+        self._own = own
         self._calls: Calls
         self.workload_ns = proc.own_network_namespace()
         self.resolvers: list[socket.socket] = []
@@ -66,7 +70,8 @@ class ByCalls:
         return None
 
     def open(self, forwarder: Forwarder, names: Names | None, reactor: Reactor) -> Calls:
-        self._calls = Calls(forwarder, names, reactor, ignore_local=self._ignore_local)
+        services = Services(places.NAME_SERVICES if names is not None else (), self._own)
+        self._calls = Calls(forwarder, names, reactor, ignore_local=self._ignore_local, services=services)
         return self._calls
 
     def started(self, pid: int) -> None:
@@ -79,7 +84,9 @@ class ByCalls:
 class Calls:
     """What ``tracing`` tells of a workload's calls, made into flows: its ``Carrier``."""
 
-    def __init__(self, forwarder: Forwarder, names: Names | None, reactor: Reactor, *, ignore_local: bool) -> None:
+    def __init__(
+        self, forwarder: Forwarder, names: Names | None, reactor: Reactor, *, ignore_local: bool, services: Services
+    ) -> None:
         self.forwarder = forwarder
         self._names = names
         self._reactor = reactor
@@ -95,6 +102,7 @@ class Calls:
             watch=lambda fd, handler: reactor.watch(fd, EVENTS, handler),
             forget=reactor.forget,
             warn=self.warn,
+            services=services,
         )
         self._tracer = Tracer(self.network.on_call, warn=self.warn)
         reactor.watch(self._tracer.fd(), EVENTS, self._tracer.turn)

@@ -23,17 +23,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from netns_graft.errors import GraftError
-from netns_graft.linux import seccomp, syscalls
+from netns_graft.linux import places, seccomp, syscalls
 
 _RESOLV_CONF = "/etc/resolv.conf"
 _STAGE = "/proc"  # where our tmpfs is mounted for a moment; any directory that surely exists will do
-_NAME_SERVICES = (
-    "/run/systemd/resolve/io.systemd.Resolve",
-    "/run/systemd/resolve/io.systemd.Resolve.Monitor",
-    "/run/nscd/socket",
-    "/var/run/nscd/socket",
-    "/run/avahi-daemon/socket",
-)
 _REPORT_FD = 3
 ENTERED = b"."
 _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -188,7 +181,7 @@ def own_files(files: Mapping[str, str]) -> None:
     # What is mounted on the host later still appears here; what we mount does not appear there.
     syscalls.mount("none", "/", "", syscalls.MS_SLAVE | syscalls.MS_REC)
     covers = [(os.path.realpath(path), text) for path, text in files.items() if os.path.exists(path)]
-    covers += [(path, "") for path in _NAME_SERVICES if _is_socket(path)]
+    covers += [(path, "") for path in places.NAME_SERVICES if _is_socket(path)]
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
     syscalls.mount("netns-graft", _STAGE, "tmpfs", flags, "size=64k,mode=0755")
     try:

@@ -92,7 +92,7 @@ def start_tracing(settings: Settings, *, ignore_local: bool, status_dir: str | N
             # Before there is any other thread (a proxy's name is looked up in one): the kernel gives a process's
             # signal to whichever thread has it unblocked, and the tracer's descriptor would hear nothing.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-            way = ByCalls(ignore_local=ignore_local)
+            way = ByCalls(ignore_local=ignore_local, own=status_dir and os.path.dirname(status_dir))
             try:
                 # Every stop of a program waits for us, and its processor with it.
                 syscalls.set_time_slice(_SLICE)

@@ -14,6 +14,16 @@ from collections.abc import Mapping
 _NAME = "netns-graft"
 
 
+# Where the C library and others ask for names without being told to: sockets that may or may not be there.
+NAME_SERVICES = (
+    "/run/systemd/resolve/io.systemd.Resolve",
+    "/run/systemd/resolve/io.systemd.Resolve.Monitor",
+    "/run/nscd/socket",
+    "/var/run/nscd/socket",
+    "/run/avahi-daemon/socket",
+)
+
+
 def runtime_dir(environ: Mapping[str, str] = os.environ) -> str:
     """The directory of our sockets, made if need be. OSError when it cannot be, or belongs to somebody else."""
     given, uid = environ.get("XDG_RUNTIME_DIR", ""), os.geteuid()

@@ -215,6 +215,14 @@ def innermost_pid(pid: int) -> int | None:
     return int(numbers[-1]) if len(numbers) > 1 else None
 
 
+def directory(pid: int) -> str:
+    """Its working directory; "/" when it is gone or not to be seen."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return "/"
+
+
 def effective_uid(pid: int) -> int:
     """In our user namespace's numbers; our overflow id where it has none, and for a process that is gone."""
     numbers = _status_line(pid, b"Uid:")

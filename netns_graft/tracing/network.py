@@ -42,6 +42,7 @@ from netns_graft.tracing.peers import Peer, Peers
 from netns_graft.tracing.reach import Reach
 from netns_graft.tracing.receiving import Receiving
 from netns_graft.tracing.sending import Sending
+from netns_graft.tracing.services import Services
 from netns_graft.tracing.sockets import (
     TCP_CLOSE,
     TCP_ESTABLISHED,
@@ -105,9 +106,11 @@ class Network:
         watch: Callable[[int, Callable[[int], bool | None]], None],
         forget: Callable[[int], None],
         warn: Callable[[str], None] = _silent,
+        services: Services | None = None,
     ) -> None:
         self._carrier, self._warn = carrier, warn
         self._warned: set[str] = set()
+        self._services = services or Services((), None)
         self._reach = Reach(dns=dns, ignore_local=ignore_local, owns=owns)
         self._peers = Peers()
         self._stopped = Stopped()
@@ -146,8 +149,15 @@ class Network:
     # connect()
 
     def _connect(self, call: Call) -> None:
-        raw = self._stopped.sockaddr(call, call.args[1], int_argument(call.args[2]))
+        raw = self._stopped.sockaddr(call, call.args[1], int_argument(call.args[2]), unix=True)
         if raw is None:
+            return
+        if sockaddr.family(raw) == sockaddr.AF_UNIX:
+            number = self._services.refusal(call.pid, raw)
+            if number:
+                call.answer(-number)
+            else:
+                call.go_on()
             return
         sock = self._stopped.sock(call, must=True)
         if sock is None:

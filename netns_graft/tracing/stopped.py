@@ -47,13 +47,15 @@ class Stopped:
         call.go_on()
         return None
 
-    def sockaddr(self, call: Call, place: int, length: int) -> bytes | None:
-        """The sockaddr that a connect() or a send goes to, if it may be one of IPv4 or IPv6."""
+    def sockaddr(self, call: Call, place: int, length: int, *, unix: bool = False) -> bytes | None:
+        """The sockaddr that a connect() or a send goes to, if it may be one of IPv4 or IPv6, or with ``unix`` such."""
         if not 2 <= length <= sockaddr.LONGEST:
             call.go_on()
             return None
         raw = self.read(call, place, length)
-        if raw is not None and sockaddr.family(raw) not in _FAMILIES:
+        if raw is None or (unix and sockaddr.family(raw) == sockaddr.AF_UNIX):
+            return raw
+        if sockaddr.family(raw) not in _FAMILIES:
             call.go_on()
             return None
         return raw

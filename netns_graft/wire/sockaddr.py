@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from netns_graft.wire import ProtocolError
 
-AF_UNSPEC, AF_INET, AF_INET6 = 0, 2, 10
+AF_UNSPEC, AF_UNIX, AF_INET, AF_INET6 = 0, 1, 2, 10
 LONGEST = 128  # sockaddr_storage: what the kernel takes at the most
 MOST_MESSAGES = 1024  # UIO_MAXIOV: of one sendmmsg() or recvmmsg()
 MOST_VECTORS = 1024  # and of the iovecs of one message

@@ -263,6 +263,22 @@ def test_it_says_that_it_is_no_sandbox_but_in_a_graft(user_host: Host) -> None:
     assert (within.returncode, within.stderr) == (0, b"")
 
 
+def test_our_sockets_are_closed_to_it(user_host: Host) -> None:
+    """The namespace is shared, so they cannot know by it who asks."""
+    script = (
+        "import glob, os, socket\n"
+        "(path,) = glob.glob(os.environ['XDG_RUNTIME_DIR'] + '/netns-graft/workloads/exec-*.sock')\n"
+        "os.chdir(os.path.dirname(path))\n"
+        "for name in (path, './' + os.path.basename(path)):\n"
+        "    try: socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).connect(name); print('in')\n"
+        "    except OSError as error: print(error.strerror)\n"
+        "    try: socket.socket(socket.AF_UNIX).connect(name); print('in')\n"
+        "    except OSError as error: print(error.strerror)\n"
+    )
+    done = user_host.graft([], PYTHON, "-c", script)
+    assert (done.status, done.stdout.decode().splitlines()) == (0, ["Permission denied"] * 4), done.stderr
+
+
 class TestTranslatedLoopback:
     """The fault that broke this idea's ancestor, rule for rule: what arrives from loopback has another source."""
 
