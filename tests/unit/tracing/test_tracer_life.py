@@ -120,7 +120,10 @@ def test_many_threads_come_and_go() -> None:
 
 
 def test_the_parent_sees_stops_as_ever() -> None:
-    traced = Traced([*PYTHON, "import os, signal; os.kill(os.getpid(), signal.SIGSTOP); signal.pause()"])
+    # In a process group of its own, with us as its parent: SIGTSTP does not stop an orphaned group, as a job of a
+    # session without a shell is one.
+    program = "import os, signal; os.setpgid(0, 0); os.kill(os.getpid(), signal.SIGSTOP); signal.pause()"
+    traced = Traced([*PYTHON, program])
     for number in (signal.SIGSTOP, signal.SIGTSTP, signal.SIGSTOP):
         _, status = os.waitpid(traced.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status) and os.WSTOPSIG(status) == number
