@@ -2,7 +2,7 @@
 
 The command is in our process group, so what the terminal sends (Ctrl-C, Ctrl-\\, Ctrl-Z) reaches it without us. A
 signal that somebody sends to *us* is passed on. ``si_code`` tells the two apart: positive is the kernel's. When the
-command stops, we stop, so that the shell sees its job stopped; when we are continued, so is the command.
+command stops, we stop, so that the shell sees its job stopped; when one of us is continued, so is the other.
 
 Every way to end:
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ from netns_graft.graft import forwarder_process
 from netns_graft.graft.command import ENTERED, Command, Graft, Login, Signals, Surroundings, Traced
 from netns_graft.graft.fork import is_real_root
 from netns_graft.graft.forwarder_process import ForwarderProcess
-from netns_graft.linux import control_sockets
+from netns_graft.linux import control_sockets, proc
 
 _PASSED_ON = (
     signal.SIGINT,
@@ -42,6 +43,7 @@ _PASSED_ON = (
     signal.SIGWINCH,
     signal.SIGCONT,
 )
+_LOOK = 0.05  # seconds
 _WATCHED = frozenset({*_PASSED_ON, signal.SIGCHLD})
 # A terminal that closes may tell its session leader alone, and that may be us.
 _ALWAYS_PASSED_ON = frozenset({signal.SIGHUP, signal.SIGCONT})
@@ -198,13 +200,31 @@ def _take_children(pid: int, forwarder: ForwarderProcess) -> int | None:
         if changed == 0:
             return None
         if changed == pid and os.WIFSTOPPED(status):
-            # Now our own shell may take the terminal back. SIGCONT, when it comes, is passed on above.
-            os.kill(os.getpid(), signal.SIGSTOP)
+            _stop_with(pid)
         elif changed == pid:
             code = os.waitstatus_to_exitcode(status)
             return code if code >= 0 else 128 - code
         elif changed == forwarder.pid and not os.WIFSTOPPED(status):
             raise _ForwarderDied
+
+
+def _stop_with(pid: int) -> None:
+    """Stop, so that our own shell may take the terminal back, until we are continued (SIGCONT is passed on above) or
+    the command is: somebody may continue it alone, even before we have stopped, and nobody would then continue us.
+    """
+    supervisor = os.getpid()
+    watcher = os.fork()
+    if watcher == 0:
+        try:
+            while os.getppid() == supervisor:
+                if proc.is_stopped(supervisor) and not proc.is_stopped(pid):
+                    os.kill(supervisor, signal.SIGCONT)
+                time.sleep(_LOOK)
+        finally:
+            os._exit(0)
+    os.kill(supervisor, signal.SIGSTOP)
+    os.kill(watcher, signal.SIGKILL)
+    os.waitpid(watcher, 0)
 
 
 def _reap(pid: int) -> None:

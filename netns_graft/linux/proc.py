@@ -215,6 +215,12 @@ def innermost_pid(pid: int) -> int | None:
     return int(numbers[-1]) if len(numbers) > 1 else None
 
 
+def is_stopped(pid: int) -> bool:
+    """By SIGSTOP, Ctrl-Z or the like, traced or not; False when it is gone."""
+    data = _read(f"/proc/{pid}/stat", 512) or b""
+    return data.rpartition(b")")[2].split()[:1] in ([b"T"], [b"t"])
+
+
 def directory(pid: int) -> str:
     """Its working directory; "/" when it is gone or not to be seen."""
     try:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 from lab import addresses as at
-from lab.grafting import Host, namespace_of, processes_of, read_line
+from lab.grafting import Host, namespace_of, processes_of, read_line, state_of
 from lab.internet import eventually
 from lab.server_files import PAGE
 
@@ -155,6 +155,18 @@ class TestSignals:
             for pid in processes_of(process.pid, "sh").command:
                 os.kill(pid, signal.SIGSTOP)
                 os.kill(pid, signal.SIGCONT)
+            out, _ = process.communicate(b"word\n", timeout=20)
+        assert (process.returncode, out) == (0, b"word\n")
+
+    def test_stopped_and_then_continued_alone(self, user_host: Host) -> None:
+        """We have stopped with the command, and go on with it."""
+        with user_host.started([], "sh", "-c", "echo ready; read line; echo $line") as process:
+            assert read_line(process) == "ready"
+            found = processes_of(process.pid, "sh")
+            (command,) = found.command
+            os.kill(command, signal.SIGSTOP)
+            assert eventually(lambda: state_of(found.ours[0]) == "T")
+            os.kill(command, signal.SIGCONT)
             out, _ = process.communicate(b"word\n", timeout=20)
         assert (process.returncode, out) == (0, b"word\n")
 
