@@ -59,7 +59,9 @@ class TestOpening:
     def test_unreachable_is_said_so(self, host: Host, programs: Path) -> None:
         seen, done = connect(host, programs, at.UNREACHABLE, at.HTTP)
         assert seen["error"] == "EHOSTUNREACH"
-        assert seen["seconds"] < 1
+        # An ICMP error that finds the dialler still inside connect() is a hint to its kernel only, which then asks
+        # once more after a second. It does so for any program.
+        assert seen["seconds"] < 2
         assert done.one_tcp()["outcome"] == "unreachable"
 
     def test_silence_stays_silence(self, user_host: Host, programs: Path) -> None:
