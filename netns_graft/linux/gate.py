@@ -1,8 +1,8 @@
 """The gate of F: what may come in from the workload's cable, as nftables rules, by netlink alone.
 
-One table, three chains. *arriving* (before routing) drops SYNs that are held, hands TCP to the listener, lets DNS pass
-where we answer it, and rejects the rest with an ICMP error. *inward* lets in what arriving accepted and nothing else.
-*through* drops everything: F forwards nothing, whatever its sysctls say.
+One table, three chains. *arriving* (before routing) drops SYNs that are held, hands TCP to its connection or to the
+listener, lets DNS pass where we answer it, and rejects the rest with an ICMP error. *inward* lets in what arriving
+accepted and nothing else. *through* drops everything: F forwards nothing, whatever its sysctls say.
 
 All of it is one transaction, so there is never a part of it. Messages are packed by hand, for a library that can do
 this takes 170 ms to load (linux/netfilter/nf_tables.h has the numbers).
@@ -36,6 +36,7 @@ _DROP, _ACCEPT = 0, 1
 _REJECT_ICMPX = 2
 _ICMPX_PORT_UNREACH, _ICMPX_ADMIN_PROHIBITED = 1, 3
 _TABLE = "graft"
+_NOBODYS_PORT = 1  # nobody listens there in F
 
 
 def remove() -> None:
@@ -48,11 +49,17 @@ def put_up(interface: str, port: int, *, mark: bytes | None, dns: bool) -> None:
     from_cable = _meta(_META_IIFNAME) + _compare(interface.encode().ljust(16, b"\0"))
     tcp, udp = _protocol(socket.IPPROTO_TCP), _protocol(socket.IPPROTO_UDP)
     messages = [_message(_NEW_TABLE, _text(1, _TABLE)), _chain("arriving", _PREROUTING, _ACCEPT, -150)]
+    flags = _payload(_TRANSPORT_HEADER, 13, 1) + _masked(b"\x12")  # of SYN and ACK
+    syn_without_ack, later = tcp + flags + _compare(b"\x02"), tcp + flags + _compare(b"\x02", _NEQ)
     if mark is not None:
-        syn_without_ack = _payload(_TRANSPORT_HEADER, 13, 1) + _masked(b"\x12") + _compare(b"\x02")
         not_ours = _payload(_LL_HEADER, 6, 6) + _compare(mark, _NEQ)
-        messages.append(_rule("arriving", from_cable + tcp + syn_without_ack + not_ours + _verdict(_DROP)))
-    messages.append(_rule("arriving", from_cable + tcp + _to_listener(port)))
+        messages.append(_rule("arriving", from_cable + syn_without_ack + not_ours + _verdict(_DROP)))
+    messages.append(_rule("arriving", from_cable + syn_without_ack + _to_listener(port)))
+    # What is no SYN must find its connection, and is dropped if not. While a connection takes its request's place in
+    # the kernel's table, a packet that another processor handles at that very moment may find neither (Linux until
+    # 6.18); the listener would answer it with a reset. Dropped, it comes again.
+    messages.append(_rule("arriving", from_cable + later + _to_listener(_NOBODYS_PORT) + _verdict(_ACCEPT)))
+    messages.append(_rule("arriving", from_cable + later + _verdict(_DROP)))
 
     to_dns = _payload(_TRANSPORT_HEADER, 2, 2) + _compare(struct.pack("!H", DNS_PORT))
     accepted = [tcp] + ([udp + to_dns] if dns else [])
@@ -107,7 +114,8 @@ def _verdict(code: int) -> bytes:
 
 
 def _to_listener(port: int) -> bytes:
-    """Family 0: both, each to its own listener."""
+    """To the packet's own connection, else to the listener on ``port``; the rule ends where there is neither. Family 0:
+    both, each to its own."""
     load = _expression("immediate", _number(1, 1), _data(2, struct.pack("!H", port)))
     return load + _expression("tproxy", _number(1, 0), _number(3, 1))
 
