@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 import pytest
 from ground.child import eventually, in_own_namespaces, wait
-from ground.frames import Seen, take_apart
+from ground.frames import ACK, FIN, PSH, Seen, take_apart, tcp
 from ground.grafts import Graft, graft
 from ground.network import (
     FAR_UNREACHABLE,
@@ -359,6 +359,20 @@ class TestStream:
             assert heard == set(range(100))
             assert {it.flow()["outcome"] for _ in programs} == {"ok"}
             assert it.finish()["total"] == 100
+
+
+@pytest.mark.parametrize("flags", [ACK, ACK | PSH, ACK | FIN], ids=["ack", "data", "fin"])
+@in_own_namespaces
+def test_what_belongs_to_no_connection_is_not_answered(flags: int) -> None:
+    """A reset would be the end of a connection that is just coming to be, see linux/gate.py."""
+    with internet(), graft() as it, it.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw_sock:
+        ends = socket.inet_aton(WORKLOAD_V4), 40000, socket.inet_aton(WEB), 80
+        raw_sock.sendto(tcp(*ends, 1000, 2000, flags, data=b"x"), (WEB, 0))
+        raw_sock.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            raw_sock.recv(100)
+        assert it.refusal(WEB, 81)[0] == errno.ECONNREFUSED  # and this is heard by the same socket
+        assert raw_sock.recv(100)
 
 
 class TestHandshake:
