@@ -77,7 +77,9 @@ def test_an_interrupt_from_the_terminal_comes_once():
         with subprocess.Popen(
             [
                 sys.executable, "-c",
-                "import fcntl, os, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0);" + PARENT, script,
+                # A job in the background of a script ignores SIGINT, and so would the shell below.
+                "import fcntl, os, signal, termios; signal.signal(signal.SIGINT, signal.default_int_handler);"
+                "os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0);" + PARENT, script,
             ],
             stdin=terminal, stdout=subprocess.PIPE, text=True,
         ) as parent:  # fmt: skip
