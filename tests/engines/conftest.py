@@ -6,12 +6,17 @@ PID namespace of its own whose first process reaps orphans; tests/run makes it.
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import itertools
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -183,6 +188,25 @@ def packages(lab_session: Lab, made: Path) -> None:
         (simple / name).mkdir(exist_ok=True)
         with open(simple / name / "index.html", "a") as file:
             file.write(f'<a href="../files/{wheel.name}">{wheel.name}</a>\n')
+    put_npm_package(www, "left-pad", "1.3.0")
+
+
+def put_npm_package(www: Path, name: str, version: str) -> None:
+    """npm.example.org/NAME: what a registry says of a package, and the package."""
+    described = {"name": name, "version": version, "main": "index.js"}
+    with tarfile.open(www / f"{name}.tgz", "w:gz") as archive:
+        for file, text in (("package.json", json.dumps(described)), ("index.js", "module.exports = 1;\n")):
+            info = tarfile.TarInfo(f"package/{file}")
+            info.size, info.mode = len(text), 0o644
+            archive.addfile(info, io.BytesIO(text.encode()))
+    digest = hashlib.sha512((www / f"{name}.tgz").read_bytes()).digest()
+    place = {
+        "tarball": f"http://npm.example.org/{name}.tgz",
+        "integrity": "sha512-" + base64.b64encode(digest).decode(),
+    }
+    versions = {version: {**described, "dist": place}}
+    said = {"name": name, "dist-tags": {"latest": version}, "versions": versions}
+    (www / name).write_text(json.dumps(said))
 
 
 @pytest.fixture

@@ -59,14 +59,26 @@ def test_corporate_proxy(engine: Engine) -> None:
     assert done.ok() == HELLO
 
 
+def node_of_this_machine(host: Host) -> list[str]:
+    """podman build's options that lay node and npm into the Debian image, which has neither."""
+    node, npm = (os.path.realpath(shutil.which(name) or name) for name in ("node", "npm"))
+    modules = str(Path(npm).parents[2])
+    wrapper = host.script("npm", f'#!/bin/sh\nexec node {npm} "$@"\n')
+    laid = {node: "/usr/bin/node", modules: modules, wrapper: "/usr/bin/npm"}
+    return [f"--volume={here}:{there}:ro" for here, there in laid.items()]
+
+
 @pytest.mark.parametrize(("kind", "arguments", "allowed", "said"), [
     ("apt", [], "deb.example.org:80", "Hello, world!"),
     ("pip", [
         "--build-arg=INDEX=http://pypi.example.org/simple", "--build-arg=PIP_TRUSTED_HOST=pypi.example.org",
     ], "pypi.example.org:80", "Successfully installed h11"),
+    ("npm", ["--build-arg=REGISTRY=http://npm.example.org/"], "npm.example.org:80", "added 1 package"),
 ])  # fmt: skip
 def test_allow_list_build(debian: Engine, kind: str, arguments: list[str], allowed: str, said: str) -> None:
     directory = example(debian.host, "allow-list-build")
+    if kind == "npm":
+        arguments = [*arguments, *node_of_this_machine(debian.host)]
     command = [f"{directory}/build", kind, "--build-arg=BASE=localhost/debian", *arguments]
     done = debian.run(*command, env={**on_path(), "ALLOW": allowed}, timeout=100)
     assert said in done.ok()

@@ -54,6 +54,7 @@ ZONE: dict[str, dict[str, list[str]]] = {
     "www.example.com": {"CNAME": ["example.com."]},
     "deb.example.org": {"A": [WEB]},  # indexes of packages: tests/engines
     "pypi.example.org": {"A": [WEB]},
+    "npm.example.org": {"A": [WEB]},
     "v4only.example.com": {"A": [WEB]},
     "v6only.example.com": {"AAAA": [WEB6]},
     "big.example.com": {"TXT": [f'"{n:03} {"x" * 200}"' for n in range(20)]},
