@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import uuid
@@ -77,6 +78,12 @@ def settle(left: Callable[[], set[Any]], seconds: float = GRACE_SECONDS) -> set[
     while (rest := left()) and time.monotonic() < deadline:
         time.sleep(0.005)
     return rest
+
+
+# A job that a script puts into the background ignores these two, and so would every program that a test starts.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
