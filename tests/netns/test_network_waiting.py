@@ -345,9 +345,9 @@ def test_more_connections_than_ports() -> None:
             socks.append(socket.socket(V4))
             socks[-1].setblocking(False)
             results.append(socks[-1].connect_ex((WEB, NEVER)))
-        # The listeners and the guests of the rooms take ports, too.
+        # Of the eight ports a room, its guest and the deaf one take three: more than five are more than one room holds.
         last = results.index(errno.EADDRNOTAVAIL)
-        assert last > 8 and set(results[:last]) == {errno.EINPROGRESS}
+        assert last > 5 and set(results[:last]) == {errno.EINPROGRESS}
         assert set(results[last:]) == {errno.EADDRNOTAVAIL}
         for sock in socks:
             sock.close()
