@@ -337,8 +337,8 @@ def test_many_at_once() -> None:
 
 @in_own_namespaces
 def test_more_connections_than_ports() -> None:
-    """A waiting room holds as many as there are ephemeral ports; then another is tried, which takes ports too, and there
-    is an errno when there are none.
+    """A waiting room holds as many as there are ephemeral ports; then another is tried, which takes ports too, and
+    there is an errno when there are none.
     """
 
     def work() -> None:
