@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from netns_graft.broker import denial, workloads
 from netns_graft.cli.engine_options import parse_build
 from netns_graft.cli.launch import Launch, find_engine, launch, status_with_denials, to_the_end
-from netns_graft.cli.terminal import say
 from netns_graft.engines import resolving
 from netns_graft.engines.podman_options import has
 from netns_graft.flow import Flow
 from netns_graft.journal import Tally
+from netns_graft.lines import say
 
 _LONGEST = 100  # characters of a RUN in a line
 _MOST_DENIALS = 20  # lines of them for each step

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from netns_graft.cli import demo_program
-from netns_graft.cli.terminal import printable, size
+from netns_graft.cli.terminal import size
 from netns_graft.errors import GraftError
 from netns_graft.graft import stage
 from netns_graft.graft.stage_sites import (
@@ -30,6 +30,7 @@ from netns_graft.graft.stage_sites import (
     WEB_PORT,
     WEB_V4,
 )
+from netns_graft.lines import printable
 
 Record = dict[str, Any]
 

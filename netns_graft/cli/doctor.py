@@ -6,9 +6,9 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 
-from netns_graft.cli.terminal import printable
 from netns_graft.doctor import Finding, Report, examine
 from netns_graft.errors import UsageError
+from netns_graft.lines import printable
 
 HELP = """\
 usage: netns-graft doctor [--json]

@@ -6,7 +6,6 @@ import os
 import sys
 
 from netns_graft.cli.summary import print_summary
-from netns_graft.cli.terminal import say
 from netns_graft.dialling.credentials import PASSWORD_VARIABLE, USERNAME_VARIABLE
 from netns_graft.dns.resolv_conf import loopback_resolvers, resolv_conf_for_workload
 from netns_graft.errors import GraftError
@@ -14,8 +13,8 @@ from netns_graft.graft.command import Login
 from netns_graft.graft.forwarder_process import FORWARDER
 from netns_graft.graft.supervisor import Plan, Tracing, run
 from netns_graft.journal import Tally
+from netns_graft.lines import say
 from netns_graft.linux import host_files, places, proc
-from netns_graft.linux.cable import GATEWAY_V4
 from netns_graft.options import GraftOptions
 from netns_graft.settings import settings_for
 
@@ -67,7 +66,7 @@ def _refuse_where_traced(mode: str) -> None:
 def _inside_a_graft() -> bool:
     """There, what gets past a tracer still meets the only route."""
     try:
-        return GATEWAY_V4 in (gateway for _name, gateway in host_files.default_gateways("/"))
+        return host_files.in_graft("/")
     except OSError:
         return False
 

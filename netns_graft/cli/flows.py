@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from netns_graft.cli import client
-from netns_graft.cli.terminal import printable, say
 from netns_graft.errors import UsageError
+from netns_graft.lines import printable, say
 
 HELP = """\
 usage: netns-graft flows [WORKLOAD] [--follow] [--json]

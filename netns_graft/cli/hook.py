@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 
 import netns_graft
 from netns_graft.cli.launch import log_file
-from netns_graft.cli.terminal import printable, say
 from netns_graft.engines import installation, trial
 from netns_graft.engines.containers_conf import hooks_dirs
 from netns_graft.engines.hook_files import WHOEVER_RUNS, Hook
 from netns_graft.engines.installation import Place
 from netns_graft.errors import GraftError, UsageError
+from netns_graft.lines import printable, say
 from netns_graft.linux import places
 from netns_graft.options import GraftParser
 

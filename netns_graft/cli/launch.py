@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from netns_graft.cli.terminal import say
 from netns_graft.engines import launch as engine
 from netns_graft.engines.hook_files import INTERPRETER, Hook, packaged_hook
 from netns_graft.errors import ConfigError, GraftError, UsageError
 from netns_graft.flow import Flow
 from netns_graft.journal import Tally
+from netns_graft.lines import say
 from netns_graft.linux import places
 from netns_graft.options import GraftOptions
 from netns_graft.records import Reader, flow_on

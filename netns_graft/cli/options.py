@@ -60,7 +60,7 @@ def parse_exec(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[GraftOp
 def _from_graftcp(given: argparse.Namespace, words: Sequence[str]) -> list[str]:
     """What graftcp's configuration file says as options of ours, less those that ``words`` have."""
     from netns_graft.cli.graftcp_config import read_graftcp_config
-    from netns_graft.cli.terminal import say
+    from netns_graft.lines import say
 
     names = {word.partition("=")[0] for word in words}
     config = read_graftcp_config(given.graftcp_config)

@@ -8,8 +8,9 @@ import time
 from collections.abc import Sequence
 
 from netns_graft.cli import client
-from netns_graft.cli.terminal import printable, size
+from netns_graft.cli.terminal import size
 from netns_graft.errors import UsageError
+from netns_graft.lines import printable
 
 HELP = """\
 usage: netns-graft ps [--json]

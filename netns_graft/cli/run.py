@@ -10,7 +10,6 @@ from netns_graft.broker import workloads
 from netns_graft.broker.request import short_id
 from netns_graft.cli.engine_options import EngineLine, parse_run
 from netns_graft.cli.launch import Launch, ending, find_engine, launch, to_the_end
-from netns_graft.cli.terminal import say
 from netns_graft.engines import resolving
 from netns_graft.engines.bundle import RUNTIME, write_grafted
 from netns_graft.engines.containers_conf import hooks_dirs
@@ -19,6 +18,7 @@ from netns_graft.engines.podman_options import Option, has, last, read_options
 from netns_graft.engines.resolving import Resolving
 from netns_graft.errors import GraftError, UsageError
 from netns_graft.journal import Tally
+from netns_graft.lines import say
 
 _LEAVING = 2.0  # seconds for a container that has just ended to be out of its network
 

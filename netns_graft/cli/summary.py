@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from netns_graft.cli.terminal import printable, size
+from netns_graft.cli.terminal import size
 from netns_graft.journal import Group, Tally
+from netns_graft.lines import printable
 
 if TYPE_CHECKING:
     from rich.table import Table

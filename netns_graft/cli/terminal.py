@@ -1,4 +1,4 @@
-"""What may be written on a user's terminal: foreign bytes made harmless, and errors in one line."""
+"""What a user's terminal shows and takes: sizes, errors in their lines, descriptors that somebody closed."""
 
 from __future__ import annotations
 
@@ -6,17 +6,7 @@ import os
 import sys
 
 from netns_graft.errors import GraftError
-
-
-def printable(text: str) -> str:
-    """The text with control, direction-changing and undecodable characters as escapes: fit for a terminal.
-
-    Program names, arguments and host names are the workload's to choose; an escape sequence in one of them
-    must not reach the terminal.
-    """
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else _escape(char) for char in text)
+from netns_graft.lines import say
 
 
 def size(count: int) -> str:
@@ -36,16 +26,6 @@ def print_error(error: GraftError) -> None:
     say("error", str(error))
     if error.hint:
         say("hint", error.hint)
-
-
-def say(kind: str, text: str) -> None:
-    """One line on stderr, ``netns-graft: KIND: TEXT``; nobody listening is no error."""
-    if sys.stderr is None:  # closed by whoever started us; print() would take stdout instead
-        return
-    try:
-        print(f"netns-graft: {kind}: {printable(text)}", file=sys.stderr, flush=True)
-    except (OSError, ValueError):  # a closed terminal or pipe, a closed stderr
-        pass
 
 
 def fill_standard_descriptors() -> None:
@@ -89,10 +69,3 @@ def _reader_left() -> bool:
     poll = select.poll()
     poll.register(1, 0)
     return any(events & select.POLLERR for _, events in poll.poll(0))
-
-
-def _escape(char: str) -> str:
-    code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: the byte itself
-        return f"\\x{code - 0xDC00:02x}"
-    return char.encode("unicode_escape", "surrogatepass").decode("ascii")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from netns_graft.doctor.finding import Finding, Status
 from netns_graft.linux import host_files
-from netns_graft.linux.cable import GATEWAY_V4
 
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
 
@@ -41,7 +40,7 @@ def look(root: str, environ: Mapping[str, str], uid: int) -> Place:
     except OSError:
         chroot = False
     try:
-        inside_graft = ("eth0", GATEWAY_V4) in host_files.default_gateways(root)
+        inside_graft = host_files.in_graft(root)
     except OSError:
         inside_graft = False
     seccomp = status.get("Seccomp", "")

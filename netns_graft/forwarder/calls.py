@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import sys
 import time
 from functools import partial
 
@@ -30,6 +29,7 @@ from netns_graft.forwarder.attempt import Attempt
 from netns_graft.forwarder.core import Forwarder
 from netns_graft.forwarder.names import Names
 from netns_graft.forwarder.reactor import Reactor
+from netns_graft.lines import say
 from netns_graft.linux import places, proc
 from netns_graft.linux.routes import HostAddresses
 from netns_graft.relay import EVENTS
@@ -133,7 +133,7 @@ class Calls:
         flow.verdict, flow.outcome = "deny", Outcome.DENIED
         flow.error = "mode ptrace carries no UDP but DNS"
         self.forwarder.record(flow)
-        if (target, port) not in self._closed_to:
+        if (target, port) not in self._closed_to and self._warned < _WARNINGS:
             self._closed_to.add((target, port))
             self.warn(f"UDP to {flow.destination_address} port {port} is closed: {flow.error}")
 
@@ -141,7 +141,7 @@ class Calls:
         """One line for whoever watches; a program that goes on and on is not repeated for ever."""
         self._warned += 1
         if self._warned <= _WARNINGS:
-            print(f"netns-graft: warning: {text}", file=sys.stderr, flush=True)
+            say("warning", text)
 
     def _flow(self, protocol: str, number: int, ends: Syn, pid: int) -> Flow:
         begin = time.perf_counter_ns()
@@ -164,20 +164,15 @@ class Calls:
 class _Called(Attempt):
     """Its program is in connect(), or was told that it is under way."""
 
-    __slots__ = ("_calls", "_connecting", "_entered")
+    __slots__ = ("_calls", "_connecting")
 
     def __init__(self, calls: Calls, flow: Flow, ends: Syn, connecting: Connecting) -> None:
         super().__init__(flow, ends)
         self._calls = calls
         self._connecting = connecting
-        self._entered = False
-
-    @property
-    def entered(self) -> bool:
-        return self._entered
 
     def let_in(self) -> None:
-        self._entered = True
+        self.entered = True
         client_sock = self._connecting.succeed()
         if client_sock is None:
             self._calls.forwarder.abandon(self)
@@ -189,9 +184,9 @@ class _Called(Attempt):
         self._calls.forwarder.enter(self, client_sock)
 
     def refuse(self, number: int) -> None:
-        self._entered = True
+        self.entered = True
         self._connecting.fail(number)
 
     def drop(self) -> None:
-        if not self._entered:
+        if not self.entered:
             self._connecting.fail(errno.ECONNABORTED)

@@ -11,6 +11,8 @@ import stat
 import struct
 from dataclasses import dataclass
 
+from netns_graft.linux.cable import GATEWAY_V4
+
 LIMIT = 1 << 20  # bytes read of any file: a routing table or a mount list may be huge
 _CAP_SETUID, _CAP_SETGID = 7, 6
 _ST_NOSUID = 2
@@ -156,6 +158,11 @@ def parse_if_inet6(text: str) -> list[str]:
 def default_gateways(root: str) -> list[tuple[str, str]]:
     """(interface, gateway) of each IPv4 default route. Raises OSError."""
     return parse_default_gateways(read(root, "/proc/net/route"))
+
+
+def in_graft(root: str) -> bool:
+    """Is the network namespace that ``root`` shows a graft's? Nobody else has that gateway. Raises OSError."""
+    return ("eth0", GATEWAY_V4) in default_gateways(root)
 
 
 def parse_default_gateways(text: str) -> list[tuple[str, str]]:

@@ -165,6 +165,15 @@ class TestPrivileges:
         assert set_uid_id in line
         assert "without" in line
 
+    def test_the_line_is_fit_for_a_terminal(self, user_host: Host, programs: Path) -> None:
+        """A program's name is the workload's to choose."""
+        path = programs / "id\x1b]0;title\x07\n"
+        shutil.copy("/usr/bin/id", path)
+        path.chmod(0o4755)
+        done = user_host.graft([], str(path), "-un")
+        (line,) = done.stderr.splitlines()
+        assert "id\\x1b]0;title\\x07\\n is set-uid" in line
+
     def test_only_root_may_ask_for_a_user(self, user_host: Host, root_host: Host) -> None:
         done = user_host.graft(["--user", "root"], "id")
         assert done.status == 125

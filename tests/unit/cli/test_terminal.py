@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netns_graft.cli.terminal import printable
+from netns_graft.lines import printable
 
 
 @pytest.mark.parametrize(
