@@ -18,23 +18,19 @@ from netns_graft.wire.packet import Syn
 class Attempt:
     """One flow on its way. ``ends`` as the wire shows them, packed; the subclass is its door's."""
 
-    __slots__ = ("dialling", "dns", "early", "ended", "ends", "flow", "over", "upstream_sock", "watched")
+    __slots__ = ("dialling", "dns", "early", "ended", "ends", "entered", "flow", "over", "upstream_sock", "watched")
 
     def __init__(self, flow: Flow, ends: Syn) -> None:
         self.flow = flow
         self.ends = ends
         self.upstream_sock: socket.socket | None = None
         self.early = b""  # what the destination said with the proxy's last reply
+        self.entered = False  # the program is told the outcome, or about to be
         self.over = False  # refused or abandoned, whatever a dial that is still under way will say
         self.dns = False  # a conversation with our own resolver
         self.watched = False  # is the program's end in the reactor already?
         self.ended: Callable[[], None] | None = None  # the door wants to know when the relay has
         self.dialling: asyncio.Task[None] | None = None
-
-    @property
-    def entered(self) -> bool:
-        """Has the program been told that it is connected?"""
-        raise NotImplementedError
 
     def let_in(self) -> None:
         """The upstream answered: now the program may be told. The door calls ``Forwarder.enter`` when it was."""

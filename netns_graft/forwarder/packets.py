@@ -206,11 +206,8 @@ class _Held(Attempt):
         self.sequence = sequence
         self.injected: float | None = None
 
-    @property
-    def entered(self) -> bool:
-        return self.injected is not None
-
     def let_in(self) -> None:
+        self.entered = True
         self.injected = time.monotonic()
         self._packets.inject(self.frame)
 
@@ -226,27 +223,22 @@ class _Held(Attempt):
 class _Accepted(Attempt):
     """Accepted before anybody was asked."""
 
-    __slots__ = ("_client_sock", "_entered", "_packets")
+    __slots__ = ("_client_sock", "_packets")
 
     def __init__(self, packets: Packets, flow: Flow, ends: Syn, client_sock: socket.socket) -> None:
         super().__init__(flow, ends)
         self._packets = packets
         self._client_sock = client_sock
-        self._entered = False
-
-    @property
-    def entered(self) -> bool:
-        return self._entered
 
     def let_in(self) -> None:
-        self._entered = True
+        self.entered = True
         self._packets.forwarder.enter(self, self._client_sock)
 
     def refuse(self, number: int) -> None:
         """All that is left to say is a reset."""
 
     def drop(self) -> None:
-        if not self._entered:
+        if not self.entered:
             self._packets.reactor.forget(self._client_sock.fileno())
             reset_on_close(self._client_sock)
             self._client_sock.close()

@@ -14,7 +14,7 @@ import signal
 import struct
 from typing import NamedTuple
 
-EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_VFORK_DONE, EVENT_SECCOMP, EVENT_STOP = 1, 2, 3, 4, 5, 7, 128
+EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_SECCOMP, EVENT_STOP = 1, 2, 3, 4, 7, 128
 SYSCALL_STOP = signal.SIGTRAP | 0x80  # the "signal" of a system call's stop, by PTRACE_O_TRACESYSGOOD
 WALL = 0x40000000  # of waitpid: threads, and children of whatever clone, too
 
@@ -26,7 +26,6 @@ _SYSGOOD, _EXITKILL = 1, 1 << 20
 _OPTIONS = _SYSGOOD | _EXITKILL | sum(
     1 << event for event in (EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_SECCOMP)
 )
-_PR_SET_PTRACER = 0x59616D61
 _NT_PRSTATUS, _NT_ARM_SYSTEM_CALL = 1, 0x404
 _TGKILL = {"x86_64": 234, "aarch64": 131}.get(os.uname().machine, -1)
 _ARM = os.uname().machine == "aarch64"
@@ -38,7 +37,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _ptrace = _libc.ptrace
 _ptrace.restype = ctypes.c_long
 _ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong]
-_libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
 _libc.syscall.argtypes = [ctypes.c_long] * 4
 _libc.signalfd.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
 for _transfer in (_libc.process_vm_readv, _libc.process_vm_writev):
@@ -79,11 +77,6 @@ def seize(pid: int) -> None:
     """Trace thread ``pid`` and whatever it starts, without stopping it. All of them end with this thread."""
     if _ptrace(_SEIZE, pid, 0, _OPTIONS) != 0:
         raise _failed("ptrace seize")
-
-
-def let_be_traced_by(pid: int) -> None:
-    """Let process ``pid`` trace us where Yama lets only ancestors do so. Without Yama it may anyway."""
-    _libc.prctl(_PR_SET_PTRACER, pid, 0, 0, 0)
 
 
 def cont(tid: int, signal_number: int = 0) -> None:

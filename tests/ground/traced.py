@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ground.child import end, fork, wait
-from netns_graft.linux import ptrace, seccomp, syscalls
+from netns_graft.linux import seccomp, syscalls
 from netns_graft.linux.syscalls import _libc
 from netns_graft.tracing.call import Call
 from netns_graft.tracing.tracer import Tracer
@@ -61,7 +61,7 @@ class Traced:
             os.close(go_write)
             os.close(self._stop_write)
             before()
-            ptrace.let_be_traced_by(int(os.read(go_read, _NUMBER)))
+            syscalls.set_ptracer(int(os.read(go_read, _NUMBER)))
             os.write(allowed_write, b".")
             os.read(go_read, 1)
             for fd in (go_read, allowed_write, self._allowed_read, self._out_read, out_write, self._stop_read):
